@@ -1,0 +1,305 @@
+"""The records that cross process borders and reach the disk: typed, frozen, schema-versioned.
+
+Arrays are numpy arrays; `robot_stack.core.codec` sends them as raw frames beside a small msgpack header.
+Change `SCHEMA_VERSION` whenever a record changes; peers and files of another version are refused with a clear error.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from robot_stack.core.specs import RobotSpec
+
+SCHEMA_VERSION = 1
+
+Array = NDArray[Any]
+FloatArray = NDArray[np.float32]
+Features = dict[str, NDArray[Any]]
+
+
+class Lifecycle(enum.Enum):
+    """ROS 2 lifecycle names. Commands are taken in ACTIVE only; FAULT is left only by a person."""
+
+    UNCONFIGURED = "unconfigured"
+    INACTIVE = "inactive"
+    ACTIVE = "active"
+    FAULT = "fault"
+
+
+class Verdict(enum.Enum):
+    ACCEPTED = "accepted"
+    CLIPPED = "clipped"
+    REFUSED = "refused"
+
+
+class Refusal(enum.Enum):
+    """Why a command did not reach the driver."""
+
+    NOT_ACTIVE = "not_active"
+    NO_LEASE = "no_lease"
+    REPEATED = "repeated"
+    STALE = "stale"
+    WRONG_SHAPE = "wrong_shape"
+    NOT_FINITE = "not_finite"
+    OUT_OF_BOUNDS = "out_of_bounds"
+    STOPPING = "stopping"
+    DRIVER = "driver"
+
+
+class Source(enum.Enum):
+    """Who chose an action."""
+
+    POLICY = "policy"
+    EXPERT = "expert"
+    HUMAN_RECOVERY = "human_recovery"
+    HUMAN_CORRECTION = "human_correction"
+
+
+class TaskStatus(Struct, frozen=True, kw_only=True):
+    """The task's own verdict on the last control step. `terminated`: the episode ended by itself."""
+
+    reward: float
+    success: bool
+    terminated: bool
+    truncated: bool = False
+
+
+class RobotState(Struct, frozen=True, kw_only=True, tag=True):
+    """What a robot server publishes.
+
+    `stamp_ns` is the server's monotonic clock at capture; `seq` counts published states of this boot;
+    `ground_truth` is filled by simulated robots only and is never recorded as an observation.
+    """
+
+    boot: str
+    seq: int
+    stamp_ns: int
+    lifecycle: Lifecycle
+    features: Features
+    task: TaskStatus | None = None
+    ground_truth: Features | None = None
+    episode_seed: int = -1
+    last_command_seq: int = -1
+    moving: bool = False
+    fault: str = ""
+
+
+class Observation(Struct, frozen=True, kw_only=True):
+    """Samples aligned to one reference time.
+
+    `age_ns` gives each field's age at `stamp_ns`. `episode_seed` and `index` (step in the episode) make a policy's
+    random numbers a pure function of the observation, so a rollout can be repeated bit for bit.
+    """
+
+    id: int
+    stamp_ns: int
+    features: Features
+    age_ns: dict[str, int]
+    episode_seed: int = 0
+    index: int = 0
+
+
+class ActionChunk(Struct, frozen=True, kw_only=True):
+    """Actions (H, A) for the control steps `index .. index + H - 1` of the episode, from one observation."""
+
+    observation_id: int
+    index: int
+    weights_version: int
+    actions: FloatArray
+
+
+class Step(Struct, frozen=True, kw_only=True):
+    """One recorded control step. (run, robot, session, seq) is its identity: it counts exactly once.
+
+    `action_base` is what the policy (or expert) proposed, `action_asked` what was sent to the robot server (with
+    residual and exploration), `action_sent` what the safety filter let through. `final_*` are stored on the last
+    step of an episode: the observation after the action, and the base action there (for bootstrapping a time-out).
+    """
+
+    run: str
+    robot: str
+    task: str
+    session: str
+    seq: int
+    episode: int
+    episode_seed: int
+    segment: int
+    index: int
+    stamp_ns: int
+    observation: Features
+    action_base: FloatArray
+    action_asked: FloatArray
+    action_sent: FloatArray
+    verdict: Verdict
+    refusal: Refusal | None
+    source: Source
+    weights_version: int
+    reward: float
+    success: bool
+    terminated: bool
+    truncated: bool
+    late: bool = False
+    final_observation: Features | None = None
+    final_action_base: FloatArray | None = None
+
+
+# ---- robot server: requests and replies -------------------------------------------------------------------------
+
+
+class Hello(Struct, frozen=True, kw_only=True, tag=True):
+    schema_version: int
+    peer: str
+
+
+class RobotInfo(Struct, frozen=True, kw_only=True, tag=True):
+    schema_version: int
+    boot: str
+    lock_step: bool
+    spec: RobotSpec
+
+
+class Ping(Struct, frozen=True, kw_only=True, tag=True):
+    pass
+
+
+class Pong(Struct, frozen=True, kw_only=True, tag=True):
+    stamp_ns: int
+
+
+class AcquireLease(Struct, frozen=True, kw_only=True, tag=True):
+    """Ask for the control lease under a fresh session name; held while commands or `renew` arrive."""
+
+    session: str
+
+
+class ReleaseLease(Struct, frozen=True, kw_only=True, tag=True):
+    session: str
+
+
+class Transition(Struct, frozen=True, kw_only=True, tag=True):
+    """Ask for a lifecycle state. FAULT -> INACTIVE is the person's clearing of a fault."""
+
+    session: str
+    target: Lifecycle
+
+
+class StopRobot(Struct, frozen=True, kw_only=True, tag=True):
+    """Ramp to a stop at once; anybody with the operator role may ask, lease or not."""
+
+    reason: str
+
+
+class ResetEpisode(Struct, frozen=True, kw_only=True, tag=True):
+    """Begin an episode: a simulated robot sets up its scene from `seed`, a real one goes to its start pose."""
+
+    session: str
+    seed: int
+
+
+class GetState(Struct, frozen=True, kw_only=True, tag=True):
+    """Ask for the newest state; `cameras` lists cameras to render or grab with it."""
+
+    cameras: tuple[str, ...] = ()
+
+
+class Command(Struct, frozen=True, kw_only=True, tag=True):
+    """One action for one control step, in the units of the robot's action feature.
+
+    Refused unless session holds the lease, seq is larger than the last, and the server's clock is before
+    `deadline_ns` (server's monotonic clock).
+    """
+
+    session: str
+    seq: int
+    deadline_ns: int
+    action: FloatArray
+
+
+class CommandResult(Struct, frozen=True, kw_only=True, tag=True):
+    """`sent` is what the driver was given, in the units of the action; `state` is set in lock-step only."""
+
+    seq: int
+    verdict: Verdict
+    refusal: Refusal | None
+    message: str
+    sent: FloatArray
+    state: RobotState | None = None
+
+
+class Done(Struct, frozen=True, kw_only=True, tag=True):
+    pass
+
+
+class Failed(Struct, frozen=True, kw_only=True, tag=True):
+    """A request that was refused or failed: enumerated reason where there is one, and words for a person."""
+
+    reason: str
+    message: str
+
+
+RobotRequest = Hello | Ping | AcquireLease | ReleaseLease | Transition | StopRobot | ResetEpisode | GetState | Command
+RobotReply = RobotInfo | Pong | Done | Failed | RobotState | CommandResult
+
+
+# ---- learner: requests and replies ------------------------------------------------------------------------------
+
+
+class StepBatch(Struct, frozen=True, kw_only=True, tag=True):
+    """Packed `Step` records as they lie in the spool, in order."""
+
+    records: list[bytes]
+
+
+class StepAck(Struct, frozen=True, kw_only=True, tag=True):
+    """Every record of the batch is durable at the learner (or was already: `duplicates`)."""
+
+    records: int
+    duplicates: int
+
+
+class GetProgress(Struct, frozen=True, kw_only=True, tag=True):
+    pass
+
+
+class LearnerProgress(Struct, frozen=True, kw_only=True, tag=True):
+    """Where the learner is: durable steps, steps it has trained through, updates, newest weights."""
+
+    durable_steps: int
+    trained_steps: int
+    updates: int
+    weights_version: int
+    target_steps: int
+    finished: bool
+    metrics: dict[str, float]
+
+
+class WeightSnapshot(Struct, frozen=True, kw_only=True, tag=True):
+    """Announces weights: fetch `size` bytes in chunks, check the hash, then load. `kind` names the loader."""
+
+    version: int
+    kind: str
+    sha256: str
+    size: int
+    trained_steps: int
+
+
+class GetWeights(Struct, frozen=True, kw_only=True, tag=True):
+    """Ask for the newest snapshot (`version` -1) or for a chunk of a known one."""
+
+    version: int = -1
+    offset: int = 0
+
+
+class WeightChunk(Struct, frozen=True, kw_only=True, tag=True):
+    snapshot: WeightSnapshot
+    offset: int
+    data: bytes
+
+
+LearnerRequest = Hello | StepBatch | GetProgress | GetWeights
+LearnerReply = Done | StepAck | LearnerProgress | WeightChunk | Failed
