@@ -36,6 +36,8 @@ def encode(message: object) -> list[Buffer]:
                 raise MessageError(
                     f"an array of dtype {value.dtype} cannot be sent; allowed: {', '.join(sorted(_DTYPES))}"
                 )
+            if not value.dtype.isnative:  # the header names no byte order
+                value = value.astype(value.dtype.newbyteorder("="))
             frames.append(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
             return (len(frames) - 1, value.dtype.name, value.shape)
         raise MessageError(f"a value of type {type(value).__name__} cannot be sent")

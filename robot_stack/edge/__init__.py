@@ -1,0 +1,1 @@
+"""The edge: aligns samples, runs the policy, schedules its chunks, records every step and ships it."""

@@ -1,0 +1,82 @@
+"""From configuration to concrete objects: the only place that knows which class a name stands for."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from robot_stack.config.schema import FrankaSimConfig, GymnasiumConfig, StackConfig
+from robot_stack.core.errors import ConfigError
+from robot_stack.core.messages import Features, FloatArray
+from robot_stack.core.protocols import Robot
+from robot_stack.core.specs import PolicySpec, RobotSpec
+
+
+class Expert(Protocol):
+    """A scripted demonstrator. `act` gives an action (A,) inside the action's bounds."""
+
+    def reset(self, seed: int) -> None: ...
+
+    def act(self, features: Features, ground_truth: Features) -> FloatArray: ...
+
+
+def build_robot(config: StackConfig) -> Robot:
+    """The driver that the configuration names. Nothing is opened yet."""
+    robot, task = config.robot, config.task.name
+    if isinstance(robot, GymnasiumConfig):
+        from hardware.gymnasium.robot import GymnasiumRobot
+
+        return GymnasiumRobot(
+            robot.name,
+            robot.env_id,
+            task=task,
+            observation_keys=tuple(robot.observation_keys.items()),
+            control_rate_hz=robot.control_rate_hz,
+            max_episode_steps=robot.max_episode_steps,
+            env_kwargs=robot.env_kwargs,
+            success_key=robot.success_key,
+        )
+    return _build_franka_sim(robot, task)
+
+
+def _build_franka_sim(robot: FrankaSimConfig, task: str) -> Robot:
+    from hardware.franka.sim import SimulatedFranka
+
+    return SimulatedFranka(
+        robot.name,
+        task,
+        action_space=robot.action_space,
+        control_rate_hz=robot.control_rate_hz,
+        tick_rate_hz=robot.tick_rate_hz,
+    )
+
+
+def policy_spec(config: StackConfig, robot: RobotSpec, horizon: int) -> PolicySpec:
+    """What a policy for this robot and task reads and writes."""
+    missing = [name for name in config.task.features if name not in robot.observation]
+    if missing:
+        raise ConfigError(
+            f"task.features names {', '.join(missing)}, which {robot.name} does not offer; it offers "
+            f"{', '.join(sorted(robot.observation))}"
+        )
+    return PolicySpec(
+        name=f"diffusion-{config.task.name}",
+        task=config.task.name,
+        horizon=horizon,
+        action=robot.action,
+        observation={name: robot.observation[name] for name in config.task.features},
+    )
+
+
+def build_expert(config: StackConfig, spec: RobotSpec) -> Expert:
+    """The scripted demonstrator of the task; it sees the simulator's truth, which policies never do."""
+    if isinstance(config.robot, GymnasiumConfig):
+        from hardware.gymnasium.experts import PandaPickCubeExpert, PushTExpert
+
+        if config.task.name == "pusht":
+            return PushTExpert()
+        if config.task.name == "panda_pick_cube":
+            return PandaPickCubeExpert()
+        raise ConfigError(f"there is no scripted expert for task '{config.task.name}'; collect by teleoperation")
+    from hardware.sim.experts import make_expert
+
+    return make_expert(config.task.name, spec)

@@ -1,0 +1,240 @@
+"""The `robot-stack` command. Every subcommand takes hydra overrides: `robot=franka_sim task=peg_insertion run=mine`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from robot_stack.core.errors import RobotStackError
+
+EPILOG = """\
+Configuration is given as KEY=VALUE, after the options. The groups choose a whole block, the rest single values:
+
+  robot=franka_sim|gymnasium|gym_pusht|gym_hil   task=peg_insertion|pick_cube|pusht|panda_pick_cube
+  policy=diffusion   algorithm=residual_td3
+  run=NAME           name of the run; everything of it is kept in runs/NAME
+  learner.target_steps=5000   evaluation.episodes=50   edge.max_lead_steps=0   ...
+
+`robot-stack config` prints all keys with their present values. A run is used by naming it: run=NAME.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Subcommand:
+    summary: str
+    details: str
+    run: Callable[[argparse.Namespace], int]
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from robot_stack.apps.demo import run_demo
+
+    return run_demo(arguments.overrides, quick=arguments.quick)
+
+
+def _config(arguments: argparse.Namespace) -> int:
+    import msgspec
+
+    from robot_stack.config.compose import compose_config
+
+    config = compose_config(arguments.overrides)
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(config), indent=2).decode() + "\n")
+    return 0
+
+
+def _robot_server(arguments: argparse.Namespace) -> int:
+    from robot_stack.apps.process import Lifetime
+    from robot_stack.apps.robot_server import run_robot_server
+    from robot_stack.config.compose import compose_config
+
+    with Lifetime() as life:
+        run_robot_server(compose_config(arguments.overrides), life.running)
+    return 0
+
+
+def _edge(arguments: argparse.Namespace) -> int:
+    from robot_stack.apps.edge import run_edge
+    from robot_stack.apps.process import Lifetime
+    from robot_stack.config.compose import compose_config
+
+    with Lifetime() as life:
+        run_edge(compose_config(arguments.overrides), life.running, life.sleep)
+    return 0
+
+
+def _learner(arguments: argparse.Namespace) -> int:
+    from robot_stack.apps.learner import run_learner
+    from robot_stack.apps.process import Lifetime
+    from robot_stack.config.compose import compose_config
+
+    with Lifetime() as life:
+        run_learner(compose_config(arguments.overrides), life.running)
+    return 0
+
+
+def _collect(arguments: argparse.Namespace) -> int:
+    from robot_stack.apps.collect import collect
+    from robot_stack.apps.layout import RunLayout
+    from robot_stack.apps.local_robot import local_robot_server
+    from robot_stack.apps.process import Lifetime
+    from robot_stack.config.compose import compose_config
+
+    config = compose_config(arguments.overrides)
+    RunLayout.of(config).remember(config)
+    with Lifetime() as life, local_robot_server(config, arguments.overrides, arguments.connect) as network:
+        done = collect(config, network, life.running)
+    sys.stdout.write(f"{done.kept} demonstrations kept of {done.attempts} attempts\n")
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from robot_stack.apps.layout import RunLayout
+    from robot_stack.apps.process import Lifetime
+    from robot_stack.apps.train import train
+    from robot_stack.config.compose import compose_config
+
+    config = compose_config(arguments.overrides)
+    RunLayout.of(config).remember(config)
+    with Lifetime() as life:
+        policy = train(config, life.running)
+    sys.stdout.write(f"policy '{policy.spec.name}' is in {RunLayout.of(config).policy}\n")
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from robot_stack.apps.demo import report_on
+    from robot_stack.apps.evaluate import run_worker
+    from robot_stack.apps.process import Lifetime
+    from robot_stack.config.compose import compose_config
+
+    config = compose_config(arguments.overrides)
+    if arguments.worker is not None:
+        run_worker(config, arguments.overrides, arguments.worker)
+        return 0
+    with Lifetime() as life:
+        report_on(config, arguments.overrides, life.running)
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from robot_stack.apps.status import print_status
+    from robot_stack.config.compose import compose_config
+
+    return print_status(compose_config(arguments.overrides))
+
+
+def _keys(arguments: argparse.Namespace) -> int:
+    from robot_stack.apps.key_commands import run_keys
+
+    return run_keys(arguments)
+
+
+SUBCOMMANDS: dict[str, _Subcommand] = {
+    "demo": _Subcommand(
+        "the whole loop on this machine: collect, train, practise, evaluate, report",
+        "Collects demonstrations, trains a base policy, starts robot server, edge node and learner as three processes, "
+        "improves the policy by residual RL, evaluates before and after on the same held-out episodes and writes "
+        "runs/NAME/report.html and result.json. Ctrl-C stops it; the same command goes on where it stopped.",
+        _demo,
+    ),
+    "robot-server": _Subcommand(
+        "own one robot and serve it to the edge",
+        "Runs the driver loop behind the safety filter. The simulated Franka is the default. Ctrl-C stops the robot "
+        "and ends.",
+        _robot_server,
+    ),
+    "edge": _Subcommand(
+        "run the policy on the robot, record every step and ship it to the learner",
+        "Needs a running robot server and the run's trained policy. Steps are kept in a spool on this machine until "
+        "the learner has acknowledged them.",
+        _edge,
+    ),
+    "learner": _Subcommand(
+        "store the steps, improve the policy, publish weights",
+        "Needs the run's demonstrations and trained policy. Continues from the run's folder after any stop.",
+        _learner,
+    ),
+    "collect": _Subcommand(
+        "collect demonstrations with the task's scripted expert",
+        "Starts a simulated robot server for itself, or uses a running one with --connect.",
+        _collect,
+    ),
+    "train": _Subcommand(
+        "train the base policy on the run's demonstrations",
+        "Behaviour cloning of a diffusion policy. Ctrl-C stops it; the same command goes on from the last checkpoint.",
+        _train,
+    ),
+    "evaluate": _Subcommand(
+        "measure success on held-out episodes, base and improved policy on the same seeds",
+        "Starts simulated robot servers of its own, runs the episodes in parallel and writes the run's report.",
+        _evaluate,
+    ),
+    "status": _Subcommand(
+        "show what robot server and learner of a run are doing",
+        "Asks both and prints their answers in words; says which of them cannot be reached.",
+        _status,
+    ),
+    "keys": _Subcommand(
+        "make, list and revoke the CURVE keys of a run",
+        "Every connection is encrypted, and only keys on the list may connect. Roles: robot, edge, operator, viewer, "
+        "learner.",
+        _keys,
+    ),
+    "config": _Subcommand(
+        "print the configuration that the given overrides lead to", "Nothing is started or written.", _config
+    ),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="robot-stack",
+        description="Robots act at the edge, people correct them, a learner elsewhere improves them, and nothing that "
+        "was acknowledged is ever lost.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EPILOG,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, subcommand in SUBCOMMANDS.items():
+        one = commands.add_parser(
+            name,
+            help=subcommand.summary,
+            description=subcommand.details,
+            epilog=EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        one.add_argument("--verbose", action="store_true", help="log more")
+        if name == "demo":
+            one.add_argument("--quick", action="store_true", help="the whole loop, small: about a minute")
+        if name == "evaluate":
+            one.add_argument("--worker", type=int, default=None, help=argparse.SUPPRESS)
+        if name == "collect":
+            one.add_argument("--connect", action="store_true", help="use the robot server that is already running")
+        if name == "keys":
+            one.add_argument("action", choices=("make", "list", "revoke"), help="what to do")
+            one.add_argument("name", nargs="?", default="", help="name of the key (make, revoke)")
+            one.add_argument("--role", default="viewer", help="role of a new key (default: viewer)")
+        one.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="configuration, see below")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; the exit code says which kind of error ended it (see robot_stack.core.errors)."""
+    arguments = _parser().parse_args(argv)
+    from robot_stack.apps.process import fail, set_up_logging
+
+    set_up_logging(arguments.verbose)
+    if arguments.command == "keys" and "=" in arguments.name:
+        arguments.overrides, arguments.name = [arguments.name, *arguments.overrides], ""
+    try:
+        return SUBCOMMANDS[arguments.command].run(arguments)
+    except RobotStackError as error:
+        return fail(error)
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""The edge process: robot, policy, recorder, spool and uplink, wired together.
+
+It survives the other two: while the robot server is away it waits and begins a new episode afterwards; while the
+learner is away it goes on with its last weights and the spool keeps the steps.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from policies.diffusion.policy import DiffusionPolicy
+from policies.residual.config import ExplorationConfig
+from policies.residual.explore import explore
+from policies.residual.runtime import ResidualRuntime
+from robot_stack.apps.connections import learner_client, remote_robot
+from robot_stack.apps.keys import EDGE_KEY, ensure_keys
+from robot_stack.apps.layout import RunLayout, write_atomically
+from robot_stack.apps.process import use_one_torch_thread
+from robot_stack.apps.seeds import practice_seed
+from robot_stack.apps.timing import TimingObserver
+from robot_stack.config.schema import StackConfig
+from robot_stack.core.errors import RobotError, UnreachableError
+from robot_stack.core.messages import Array, FloatArray, LearnerProgress, Observation
+from robot_stack.core.specs import check_policy_fits_robot
+from robot_stack.edge.control_loop import ControlLoop, Corrector, EpisodeId, NoCorrection, StepObserver
+from robot_stack.edge.recorder import Recorder, RecordingId
+from robot_stack.edge.remote_robot import RemoteRobot
+from robot_stack.edge.scheduler import ChunkScheduler
+from robot_stack.edge.spool import Spool
+from robot_stack.edge.uplink import Uplink
+from robot_stack.edge.weights import LiveResidual, WeightInbox
+
+logger = logging.getLogger(__name__)
+
+RETRY_S = 0.5
+EPISODE_BYTES = 64 << 20
+
+
+class ExploringResidual:
+    """A residual policy with exploration noise on top, for learning.
+
+    Until the learner has published its first weights the noise is the warm-up's. The noise is a pure function of
+    run seed, episode seed and step, so that a run can be repeated.
+    """
+
+    def __init__(self, residual: Corrector, config: ExplorationConfig, bounds_of: DiffusionPolicy, seed: int) -> None:
+        self._residual = residual
+        self._config = config
+        self._bounds = bounds_of.spec.action
+        self._seed = seed
+
+    @property
+    def version(self) -> int:
+        return self._residual.version
+
+    def refresh(self) -> None:
+        self._residual.refresh()
+
+    def correct(self, observation: Observation, action_base: FloatArray) -> FloatArray:
+        rng = np.random.default_rng((self._seed, observation.episode_seed, observation.index))
+        return explore(
+            self._residual.correct(observation, action_base),
+            action_base,
+            rng,
+            config=self._config,
+            env_steps=0 if self._residual.version == 0 else self._config.warmup_steps,
+            bounds=self._bounds,
+        )
+
+
+class EpisodeCounter:
+    """Numbers episodes over all lives of the edge: a number is taken before its episode begins, never twice."""
+
+    class _Record(Struct, frozen=True):
+        next_episode: int
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def take(self) -> int:
+        record = self._Record(0)
+        if self._path.exists():
+            record = msgspec.json.decode(self._path.read_bytes(), type=self._Record)
+        write_atomically(self._path, msgspec.json.encode(self._Record(record.next_episode + 1)))
+        return record.next_episode
+
+
+class EdgeNode:
+    """Runs episodes until the learner has all the steps it wants."""
+
+    def __init__(self, config: StackConfig, policy: DiffusionPolicy, layout: RunLayout, spool: Spool) -> None:
+        self._config = config
+        self._policy = policy
+        self._layout = layout
+        self._spool = spool
+        self._inbox = WeightInbox()
+        self._counter = EpisodeCounter(layout.edge / "episodes.json")
+        self._timing = TimingObserver(layout.edge / "timing.json")
+        keys = ensure_keys(layout)
+        self._keys = keys
+        self.uplink = Uplink(lambda: learner_client(config.network, keys, EDGE_KEY), spool, self._inbox)
+
+    def run(self, keep_running: Callable[[], bool], sleep: Callable[[float], None]) -> None:
+        """Practise until done. An unreachable robot server is an error at first, and waited for afterwards."""
+        connected_once = False
+        with self.uplink:
+            while keep_running():
+                try:
+                    with remote_robot(self._config.network, self._keys) as robot:
+                        robot.connect(self._config.edge.patience_s)
+                        check_policy_fits_robot(self._policy.spec, robot.spec)
+                        connected_once = True
+                        robot.arm(self._config.edge.patience_s)
+                        if self._practise(robot, keep_running):
+                            break
+                except (RobotError, UnreachableError) as error:
+                    if not connected_once:
+                        raise
+                    logger.warning("episode abandoned: %s", error)
+                    sleep(RETRY_S)
+            self.uplink.wait_until(self.uplink.flushed, keep_running)
+        self._timing.save()
+
+    def _practise(self, robot: RemoteRobot, keep_running: Callable[[], bool]) -> bool:
+        """Episodes until told to stop; True once the learner has enough steps."""
+        config = self._config
+        recording = RecordingId(config.run, robot.spec.name, robot.spec.task)
+        recorder = Recorder(recording, self._spool.put)
+        scheduler = ChunkScheduler(self._policy, config.policy.execute_steps)
+        observers: list[StepObserver] = [recorder, self._timing]
+        loop = ControlLoop(robot, scheduler, self._corrector(), observers, config.edge.max_state_age_s)
+        while keep_running():
+            progress = self._wait_for_learner(keep_running)
+            if progress is not None and progress.durable_steps + self._spool.unacknowledged >= progress.target_steps:
+                return True
+            if not self._spool.has_room(EPISODE_BYTES):
+                logger.error("the spool is full: no new episodes until the learner takes steps again")
+                threading.Event().wait(RETRY_S)
+                continue
+            number = self._counter.take()
+            loop.run_episode(EpisodeId(number, practice_seed(config.seed, number)))
+            self._timing.episode_done(robot.pacer)
+        return False
+
+    def _wait_for_learner(self, keep_running: Callable[[], bool]) -> LearnerProgress | None:
+        lead = self._config.edge.max_lead_steps
+        if lead >= 0:
+            self.uplink.wait_until(self.uplink.trained_through(lead), keep_running)
+        return self.uplink.progress
+
+    def _corrector(self) -> Corrector:
+        algorithm = self._config.algorithm
+
+        def build(version: int, tensors: Mapping[str, Array]) -> ResidualRuntime:
+            return ResidualRuntime(tensors, algorithm.residual, self._policy.spec, version)
+
+        live = LiveResidual(NoCorrection(), self._inbox, build)
+        return ExploringResidual(live, algorithm.exploration, self._policy, self._config.seed)
+
+
+def run_edge(config: StackConfig, keep_running: Callable[[], bool], sleep: Callable[[float], None]) -> None:
+    """Run the edge node of a run until its learner is satisfied or it is told to end."""
+    use_one_torch_thread()
+    layout = RunLayout.of(config)
+    layout.edge.mkdir(parents=True, exist_ok=True)
+    policy = DiffusionPolicy.load(layout.policy)
+    with Spool(layout.edge / "spool", config.edge.spool_capacity_bytes) as spool:
+        EdgeNode(config, policy, layout, spool).run(keep_running, sleep)

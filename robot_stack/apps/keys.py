@@ -1,0 +1,23 @@
+"""Keys of a run: who they are, and making the ones a single machine needs."""
+
+from __future__ import annotations
+
+from robot_stack.apps.layout import RunLayout
+from robot_stack.transport.keys import KeyStore, Role
+
+ROBOT_KEY = "robot"
+EDGE_KEY = "edge"
+LEARNER_KEY = "learner"
+VIEWER_KEY = "viewer"
+
+_NEEDED = ((ROBOT_KEY, Role.ROBOT), (EDGE_KEY, Role.EDGE), (LEARNER_KEY, Role.LEARNER), (VIEWER_KEY, Role.VIEWER))
+
+
+def ensure_keys(layout: RunLayout) -> KeyStore:
+    """The run's keys; those missing are made. For runs on one machine, where all keys lie in one place."""
+    store = KeyStore(layout.keys)
+    known = {info.name for info in store.list()}
+    for name, role in _NEEDED:
+        if name not in known:
+            store.make(name, role)
+    return store

@@ -1,0 +1,103 @@
+"""Where everything of a run lies: `runs/<name>/...`. One place, so that no two programs disagree."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from robot_stack.config.schema import StackConfig
+from robot_stack.core.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class RunLayout:
+    root: Path
+
+    @classmethod
+    def of(cls, config: StackConfig) -> RunLayout:
+        if not config.run or "/" in config.run or config.run.startswith("."):
+            raise ConfigError(f"run = '{config.run}' is not a name: use letters, digits, '-' and '_'")
+        return cls(Path(config.runs_directory) / config.run)
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.json"
+
+    @property
+    def keys(self) -> Path:
+        return self.root / "keys"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def demonstrations(self) -> Path:
+        return self.root / "demonstrations"
+
+    @property
+    def training(self) -> Path:
+        """Checkpoints of the behaviour cloning."""
+        return self.root / "training"
+
+    @property
+    def policy(self) -> Path:
+        return self.root / "policy"
+
+    @property
+    def edge(self) -> Path:
+        return self.root / "edge"
+
+    @property
+    def learner(self) -> Path:
+        return self.root / "learner"
+
+    @property
+    def steps(self) -> Path:
+        return self.learner / "steps"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.learner / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.learner / "metrics.jsonl"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.root / "evaluation"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def result(self) -> Path:
+        return self.root / "result.json"
+
+    def remember(self, config: StackConfig) -> None:
+        """Keep the configuration beside the run; a run is never continued under another one."""
+        encoded = msgspec.json.format(msgspec.json.encode(config), indent=1)
+        if self.config.exists():
+            if self.config.read_bytes() != encoded:
+                raise ConfigError(
+                    f"{self.root} was begun with another configuration (see {self.config}); give this one another "
+                    "name with run=NAME, or remove that folder"
+                )
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.config, encoded)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """The file is complete or not there, also after a crash."""
+    aside = path.with_name(path.name + ".partial")
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)

@@ -1,0 +1,123 @@
+"""The learner process: log, replay, algorithm, checkpoints and the server, wired together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+
+from policies.common.features import flatten, vector_length
+from policies.common.normalization import fit_standardizer
+from policies.diffusion.policy import DiffusionPolicy
+from robot_stack.apps.connections import LEARNER_REQUEST
+from robot_stack.apps.keys import LEARNER_KEY, ensure_keys
+from robot_stack.apps.layout import RunLayout
+from robot_stack.apps.process import use_one_torch_thread
+from robot_stack.apps.train import read_episodes
+from robot_stack.buffer.steps import StepLog
+from robot_stack.buffer.transitions import StepVectors, TransitionBuffer
+from robot_stack.config.schema import StackConfig
+from robot_stack.core.messages import FloatArray, LearnerRequest, Step
+from robot_stack.learner.algorithms.residual_td3 import ResidualTd3
+from robot_stack.learner.checkpoint import CheckpointStore
+from robot_stack.learner.loop import LearnerLoop
+from robot_stack.learner.trainer import Trainer, TrainerSettings
+from robot_stack.transport.server import RequestServer
+
+logger = logging.getLogger(__name__)
+
+
+def run_learner(config: StackConfig, keep_running: Callable[[], bool]) -> None:
+    """Serve and train until told to end. Continues from what the run's folder holds."""
+    use_one_torch_thread()
+    layout = RunLayout.of(config)
+    keys = ensure_keys(layout)
+    base = DiffusionPolicy.load(layout.policy)
+    with StepLog(layout.demonstrations) as log:
+        episodes = read_episodes(log)
+    layout.learner.mkdir(parents=True, exist_ok=True)
+    checkpoints = CheckpointStore(layout.checkpoints)
+    checkpoints.open()
+    requests: RequestServer[LearnerRequest] = RequestServer(
+        LEARNER_REQUEST, config.network.learner_address, keys, LEARNER_KEY, LearnerRequest
+    )
+    with StepLog(layout.steps, durability=config.learner.durability) as log, requests:
+        loop = LearnerLoop(
+            requests,
+            log,
+            build_trainer(config, base, episodes, log),
+            checkpoints,
+            layout.learner,
+            target_steps=config.learner.target_steps,
+            checkpoint_every_s=config.learner.checkpoint_every_s,
+        )
+        loop.resume()
+        logger.info("learner serves at %s with %d durable steps", requests.address, len(log))
+        loop.run(keep_running)
+
+
+def build_trainer(config: StackConfig, base: DiffusionPolicy, episodes: list[list[Step]], log: StepLog) -> Trainer:
+    """The trainer with its demonstrations loaded and relabelled with the base policy's actions."""
+    settings, spec = config.algorithm, base.spec
+    sizes = (vector_length(spec.observation), spec.action.shape[0])
+    demonstrations = TransitionBuffer(
+        max(1, sum(len(episode) for episode in episodes)), *sizes, settings.n_step, settings.discount
+    )
+    seen = [flatten(step.observation, spec.observation) for episode in episodes for step in episode]
+    for episode in episodes:
+        for vectors in relabelled(episode, base, config.policy.execute_steps):
+            demonstrations.add(vectors)
+    algorithm = ResidualTd3(
+        settings.update, settings.residual, spec.action, fit_standardizer(np.stack(seen)), config.seed
+    )
+    return Trainer(
+        TrainerSettings(
+            target_steps=config.learner.target_steps,
+            start_after_steps=settings.exploration.warmup_steps,
+            warmup_updates=settings.update.critic_only_updates,
+            updates_per_step=settings.updates_per_step,
+            publish_every_steps=config.learner.publish_every_steps,
+            batch_size=settings.batch_size,
+            demonstration_share=settings.demonstration_share,
+            seed=config.seed,
+        ),
+        algorithm,
+        log,
+        TransitionBuffer(settings.replay_capacity, *sizes, settings.n_step, settings.discount),
+        demonstrations,
+        spec.observation,
+    )
+
+
+def relabelled(episode: list[Step], base: DiffusionPolicy, execute_steps: int) -> list[StepVectors]:
+    """One demonstration as the algorithm sees it: what was executed, beside what the base policy would have done.
+
+    The base policy runs open loop in chunks over the demonstrated observations, as it does on the robot.
+    """
+    observations = [flatten(step.observation, base.spec.observation) for step in episode]
+    last = episode[-1]
+    final = flatten(last.final_observation, base.spec.observation) if last.final_observation else None
+    frames = observations if final is None else [*observations, final]
+    actions = _open_loop(frames, episode[0].episode_seed, base, execute_steps)
+    return [
+        StepVectors(
+            stream=(step.session, step.episode),
+            index=step.index,
+            observation=observations[i],
+            action_base=actions[i],
+            action=step.action_sent,
+            reward=step.reward,
+            terminated=step.terminated,
+            truncated=step.truncated,
+            final_observation=final if step is last else None,
+            final_action_base=actions[-1] if step is last and final is not None else None,
+        )
+        for i, step in enumerate(episode)
+    ]
+
+
+def _open_loop(frames: list[FloatArray], seed: int, base: DiffusionPolicy, execute_steps: int) -> list[FloatArray]:
+    starts = range(0, len(frames), execute_steps)
+    chunks = base.predict_batch(np.stack([frames[start] for start in starts]), [(seed, start) for start in starts])
+    return [chunks[i // execute_steps][i % execute_steps] for i in range(len(frames))]

@@ -1,0 +1,25 @@
+"""A robot server of one's own: for commands that need a simulated robot for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from robot_stack.apps.connections import free_network, network_overrides
+from robot_stack.apps.layout import RunLayout
+from robot_stack.apps.supervisor import Supervisor, robot_stack_command
+from robot_stack.config.schema import NetworkConfig, StackConfig
+
+
+@contextmanager
+def local_robot_server(
+    config: StackConfig, overrides: Sequence[str], connect: bool = False, name: str = "robot-server-local"
+) -> Iterator[NetworkConfig]:
+    """Addresses of a robot server that lives as long as the context; of the running one if `connect`."""
+    if connect:
+        yield config.network
+        return
+    network = free_network()
+    with Supervisor(RunLayout.of(config).logs, announce=lambda _: None) as supervisor:
+        supervisor.start(name, robot_stack_command("robot-server", *overrides, *network_overrides(network)))
+        yield network

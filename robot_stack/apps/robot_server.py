@@ -1,0 +1,181 @@
+"""The robot server: one process that owns one robot and every way to it.
+
+Wall clock: a fixed tick; requests are answered between ticks, the guard ticks, a simulated world moves on, and the
+newest state is published. Lock-step (simulated robots only): time stands still between commands; each command of
+the lease holder lets exactly one control period pass, tick by tick through the same guard, and its answer carries
+the state after it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from robot_stack.apps.build import build_robot
+from robot_stack.apps.connections import ROBOT_REQUEST, ROBOT_STATE
+from robot_stack.apps.keys import ROBOT_KEY, ensure_keys
+from robot_stack.apps.layout import RunLayout
+from robot_stack.config.schema import StackConfig
+from robot_stack.core.clock import ManualClock, MonotonicClock, Pacer, s_to_ns
+from robot_stack.core.errors import ConfigError, RobotStackError
+from robot_stack.core.messages import (
+    SCHEMA_VERSION,
+    AcquireLease,
+    Command,
+    CommandResult,
+    Done,
+    Failed,
+    GetState,
+    Hello,
+    Lifecycle,
+    Ping,
+    Pong,
+    ReleaseLease,
+    ResetEpisode,
+    RobotInfo,
+    RobotReply,
+    RobotRequest,
+    RobotState,
+    StopRobot,
+    Transition,
+)
+from robot_stack.core.protocols import Robot, SimulatedRobot
+from robot_stack.core.specs import IMAGES
+from robot_stack.safety.guard import RobotGuard
+from robot_stack.transport.server import Request, RequestServer
+from robot_stack.transport.stream import Publisher
+
+logger = logging.getLogger(__name__)
+
+
+class RobotServer:
+    """Serves one robot until `keep_running` says no. Use `run`; sockets and robot are opened by the caller's `with`."""
+
+    def __init__(
+        self, robot: Robot, requests: RequestServer[RobotRequest], states: Publisher, *, lock_step: bool
+    ) -> None:
+        if lock_step and not isinstance(robot, SimulatedRobot):
+            raise ConfigError(f"{robot.spec.name} is not simulated: lock-step time is for simulated robots only")
+        self._clock = ManualClock() if lock_step else MonotonicClock()
+        self._simulated = robot if isinstance(robot, SimulatedRobot) else None
+        self._requests = requests
+        self._states = states
+        self._lock_step = lock_step
+        self._tick_s = 1.0 / robot.spec.tick_rate_hz
+        self._ticks_per_step = round(robot.spec.tick_rate_hz / robot.spec.control_rate_hz)
+        self.guard = RobotGuard(robot, self._clock)
+        self.pacer = Pacer(self._tick_s)
+
+    def run(self, keep_running: Callable[[], bool]) -> None:
+        """Connect, serve, and leave the robot in its safe state."""
+        self.guard.connect()
+        try:
+            logger.info("%s (%s) serves at %s", self.guard.spec.name, self.guard.spec.model, self._requests.address)
+            while keep_running():
+                if self._lock_step:
+                    self._answer_all(timeout_s=0.1)
+                else:
+                    self._wall_clock_tick()
+        finally:
+            self.guard.close()
+
+    def _wall_clock_tick(self) -> None:
+        self.pacer.wait()
+        self._answer_all(timeout_s=0.0)
+        self._tick()
+        self._states.send(self.guard.state())
+
+    def _tick(self) -> None:
+        self.guard.tick()
+        if self._simulated is not None:
+            self._simulated.advance(self._tick_s)
+        if isinstance(self._clock, ManualClock):
+            self._clock.advance_ns(s_to_ns(self._tick_s))
+
+    def _answer_all(self, timeout_s: float) -> None:
+        for request in self._requests.poll(timeout_s):
+            request.reply(self._answer(request))
+
+    def _answer(self, request: Request[RobotRequest]) -> RobotReply:
+        try:
+            return self._handle(request.message, request.peer)
+        except RobotStackError as error:
+            return Failed(reason=getattr(error, "reason", type(error).__name__), message=str(error))
+
+    def _handle(self, message: RobotRequest, peer: str) -> RobotReply:
+        guard = self.guard
+        if isinstance(message, Command):
+            return self._command(message)
+        if isinstance(message, GetState):
+            return self._state_with_images(message.cameras)
+        if isinstance(message, Ping):
+            return Pong(stamp_ns=self._clock.now_ns())
+        if isinstance(message, Hello):
+            return self._hello(message)
+        if isinstance(message, StopRobot):
+            guard.stop(f"{peer}: {message.reason}")
+            return Done()
+        if isinstance(message, AcquireLease):
+            guard.acquire_lease(message.session, peer)
+            return Done()
+        if isinstance(message, ReleaseLease):
+            guard.release_lease(message.session)
+            return Done()
+        guard.require_lease(message.session)
+        if isinstance(message, Transition):
+            guard.transition(message.target)
+            return Done()
+        return self._reset(message)
+
+    def _hello(self, message: Hello) -> RobotReply:
+        if message.schema_version != SCHEMA_VERSION:
+            text = f"{message.peer} speaks schema version {message.schema_version}, this server {SCHEMA_VERSION}"
+            return Failed(reason="schema_version", message=f"{text}; install the same release on both")
+        return RobotInfo(
+            schema_version=SCHEMA_VERSION, boot=self.guard.boot, lock_step=self._lock_step, spec=self.guard.spec
+        )
+
+    def _command(self, command: Command) -> CommandResult:
+        result = self.guard.command(command)
+        if not self._lock_step:
+            return result
+        if self.guard.holds_lease(command.session) and self.guard.lifecycle is Lifecycle.ACTIVE:
+            for _ in range(self._ticks_per_step):
+                self._tick()
+        return CommandResult(
+            seq=result.seq,
+            verdict=result.verdict,
+            refusal=result.refusal,
+            message=result.message,
+            sent=result.sent,
+            state=self.guard.state(),
+        )
+
+    def _reset(self, message: ResetEpisode) -> RobotState:
+        self.guard.reset(message.seed)
+        return self.guard.state()
+
+    def _state_with_images(self, cameras: tuple[str, ...]) -> RobotState:
+        state = self.guard.state()
+        if not cameras:
+            return state
+        if self._simulated is None:
+            raise ConfigError(f"{self.guard.spec.name} renders no cameras; its cameras have servers of their own")
+        for camera in cameras:
+            if camera not in self._simulated.cameras:
+                raise ConfigError(f"no camera '{camera}'; there are: {', '.join(self._simulated.cameras) or 'none'}")
+            state.features[IMAGES + camera] = self._simulated.render(camera)
+        return state
+
+
+def run_robot_server(config: StackConfig, keep_running: Callable[[], bool]) -> None:
+    """Serve the configured robot. A simulated one is armed by whoever takes its lease; nothing arms a real one."""
+    layout = RunLayout.of(config)
+    keys = ensure_keys(layout)
+    robot = build_robot(config)
+    network = config.network
+    requests: RequestServer[RobotRequest] = RequestServer(
+        ROBOT_REQUEST, network.robot_address, keys, ROBOT_KEY, RobotRequest
+    )
+    with requests, Publisher(ROBOT_STATE, network.state_address, keys, ROBOT_KEY) as states:
+        RobotServer(robot, requests, states, lock_step=config.robot.lock_step).run(keep_running)

@@ -1,0 +1,50 @@
+"""`robot-stack status`: what the servers of a run say, in words."""
+
+from __future__ import annotations
+
+import sys
+
+from robot_stack.apps.connections import learner_client, robot_client
+from robot_stack.apps.keys import VIEWER_KEY, ensure_keys
+from robot_stack.apps.layout import RunLayout
+from robot_stack.config.schema import StackConfig
+from robot_stack.core.errors import RobotStackError
+from robot_stack.core.messages import GetProgress, GetState, LearnerProgress, RobotState
+
+TIMEOUT_S = 1.0
+
+
+def print_status(config: StackConfig) -> int:
+    """Print one paragraph for each server; the exit code of the first one that does not answer, else 0."""
+    code = 0
+    for describe in (_robot, _learner):
+        try:
+            sys.stdout.write(describe(config) + "\n")
+        except RobotStackError as error:
+            sys.stdout.write(f"{error}\n")
+            code = code or type(error).exit_code
+    return code
+
+
+def _robot(config: StackConfig) -> str:
+    keys = ensure_keys(RunLayout.of(config))
+    with robot_client(config.network, keys, VIEWER_KEY) as client:
+        state = client.request(GetState(), TIMEOUT_S)
+    if not isinstance(state, RobotState):
+        return f"robot: unexpected answer {type(state).__name__}"
+    words = f"robot {config.robot.name}: {state.lifecycle.value}, {'moving' if state.moving else 'at rest'}"
+    words += f", last command {state.last_command_seq}, state {state.seq}"
+    return words + (f"\n  FAULT (a person has to clear it): {state.fault}" if state.fault else "")
+
+
+def _learner(config: StackConfig) -> str:
+    keys = ensure_keys(RunLayout.of(config))
+    with learner_client(config.network, keys, VIEWER_KEY) as client:
+        progress = client.request(GetProgress(), TIMEOUT_S)
+    if not isinstance(progress, LearnerProgress):
+        return f"learner: unexpected answer {type(progress).__name__}"
+    return (
+        f"learner: {progress.durable_steps} steps durable, trained through {progress.trained_steps} of "
+        f"{progress.target_steps}, {progress.updates} updates, weights version {progress.weights_version}"
+        + (", finished" if progress.finished else "")
+    )

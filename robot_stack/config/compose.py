@@ -1,0 +1,151 @@
+"""From groups and overrides on the command line to one checked `StackConfig`, with hydra.
+
+    robot=franka_sim task=peg_insertion policy=diffusion algorithm=residual_td3 learner.target_steps=5000
+
+Group choices are the entries of `GROUPS`. Every record of the schema becomes a hydra structured config, so a wrong
+key, type or choice is found before anything starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from hydra import compose, initialize
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from robot_stack.config.schema import (
+    DiffusionPolicySettings,
+    FrankaSimConfig,
+    GymnasiumConfig,
+    ResidualTd3Settings,
+    StackConfig,
+)
+from robot_stack.config.tasks import TASKS
+from robot_stack.core.errors import ConfigError
+
+GROUPS: dict[str, dict[str, msgspec.Struct]] = {
+    "robot": {
+        "franka_sim": FrankaSimConfig(),
+        "gymnasium": GymnasiumConfig(),
+        "gym_pusht": GymnasiumConfig(name="pusht_0", env_id="gym_pusht/PushT-v0", max_episode_steps=300),
+        "gym_hil": GymnasiumConfig(
+            name="gym_hil_0",
+            env_id="gym_hil/PandaPickCubeBase-v0",
+            env_kwargs={"random_block_position": True},
+            max_episode_steps=100,
+        ),
+    },
+    "task": dict(TASKS),
+    "policy": {"diffusion": DiffusionPolicySettings()},
+    "algorithm": {"residual_td3": ResidualTd3Settings()},
+}
+DEFAULTS = {"robot": "franka_sim", "task": "peg_insertion", "policy": "diffusion", "algorithm": "residual_td3"}
+_ROOT = "stack"
+
+
+def compose_config(overrides: Sequence[str]) -> StackConfig:
+    """The configuration these overrides give; ConfigError says which one is wrong and what would be right."""
+    _register()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize(config_path=None, version_base="1.3"):
+            composed = compose(config_name=_ROOT, overrides=list(overrides))
+        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        return msgspec.convert(plain, StackConfig)
+    except (HydraException, OmegaConfBaseException, msgspec.ValidationError) as error:
+        raise ConfigError(_explain(error, overrides)) from error
+
+
+def _register() -> None:
+    store = ConfigStore.instance()
+    for group, choices in GROUPS.items():
+        for name, record in choices.items():
+            store.store(group=group, name=name, node=_node(record))
+    defaults = [{group: choice} for group, choice in DEFAULTS.items()]
+    root: dict[str, Any] = {"defaults": [*defaults, "_self_"]}
+    for field in msgspec.structs.fields(StackConfig):
+        if field.name not in GROUPS:
+            default = field.default
+            root[field.name] = _node(default) if isinstance(default, msgspec.Struct) else default
+    store.store(name=_ROOT, node=root)
+
+
+def _node(record: msgspec.Struct) -> Any:
+    """A hydra structured config (a dataclass instance) with the fields, types and values of the record."""
+    fields: list[tuple[str, Any, Any]] = []
+    tag = type(record).__struct_config__.tag
+    if tag is not None:
+        fields.append((type(record).__struct_config__.tag_field or "kind", str, dataclasses.field(default=tag)))
+    hints = typing.get_type_hints(type(record))
+    for info in msgspec.structs.fields(type(record)):
+        fields.append(_field(info.name, hints[info.name], getattr(record, info.name)))
+    return dataclasses.make_dataclass(type(record).__name__, fields)()
+
+
+def _field(name: str, hint: Any, value: Any) -> tuple[str, Any, Any]:
+    if value is MISSING:
+        return name, Any, dataclasses.field(default=MISSING)
+    if isinstance(value, msgspec.Struct):
+        node = _node(value)
+        return name, type(node), dataclasses.field(default_factory=lambda: node)
+    if isinstance(value, tuple):
+        element = typing.get_args(hint)[0]
+        items = list(value)
+        return name, list[element], dataclasses.field(default_factory=lambda: list(items))  # type: ignore[valid-type]
+    if isinstance(value, dict):
+        content = dict(value)
+        return name, dict[str, Any], dataclasses.field(default_factory=lambda: dict(content))
+    plain = hint if hint in (int, float, bool, str) else Any
+    return name, plain, dataclasses.field(default=value)
+
+
+def _explain(error: Exception, overrides: Sequence[str]) -> str:
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    words = str(cause).strip().splitlines()[0]
+    for override in overrides:
+        group, _, choice = override.partition("=")
+        if group in GROUPS and choice not in GROUPS[group]:
+            close = difflib.get_close_matches(choice, GROUPS[group], n=1)
+            hint = f"; did you mean {group}={close[0]}?" if close else ""
+            return f"there is no {group} called '{choice}'; there are: {', '.join(sorted(GROUPS[group]))}{hint}"
+        known = _known_keys()
+        key = group.lstrip("+~")
+        if (
+            key not in GROUPS
+            and key not in known
+            and not key.startswith(("robot.env_kwargs", "robot.observation_keys"))
+        ):
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean '{close[0]}'?" if close else "; see robot-stack config for all keys"
+            return f"there is no configuration key '{key}'{hint}"
+    return f"configuration: {words} (given: {' '.join(overrides) or 'no overrides'})"
+
+
+def _known_keys() -> list[str]:
+    keys: list[str] = []
+
+    def walk(prefix: str, record: Any) -> None:
+        for info in msgspec.structs.fields(type(record)):
+            value = getattr(record, info.name)
+            keys.append(prefix + info.name)
+            if isinstance(value, msgspec.Struct):
+                walk(prefix + info.name + ".", value)
+
+    for group, choices in GROUPS.items():
+        for record in choices.values():
+            walk(group + ".", record)
+    for field in msgspec.structs.fields(StackConfig):
+        if field.name not in GROUPS:
+            keys.append(field.name)
+            if isinstance(field.default, msgspec.Struct):
+                walk(field.name + ".", field.default)
+    return keys

@@ -1,0 +1,185 @@
+"""The edge's view of a robot server: lease, episodes, and one call per control step on either clock."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from uuid import uuid4
+
+from robot_stack.core.clock import ClockOffset, MonotonicClock, Pacer, s_to_ns
+from robot_stack.core.errors import CommandRefusedError, MessageError, RobotError, UnreachableError
+from robot_stack.core.messages import (
+    SCHEMA_VERSION,
+    AcquireLease,
+    Array,
+    Command,
+    CommandResult,
+    FloatArray,
+    GetState,
+    Hello,
+    Lifecycle,
+    Ping,
+    Pong,
+    Refusal,
+    ReleaseLease,
+    ResetEpisode,
+    RobotInfo,
+    RobotReply,
+    RobotRequest,
+    RobotState,
+    Transition,
+)
+from robot_stack.core.specs import IMAGES, RobotSpec
+from robot_stack.transport.client import RequestClient
+from robot_stack.transport.stream import Subscriber
+
+_LOST = (Refusal.NOT_ACTIVE, Refusal.NO_LEASE)
+REQUEST_TIMEOUT_S = 2.0
+RESET_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The first state of an episode and its age."""
+
+    state: RobotState
+    age_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """What one control step gave: the server's verdict, the state after it, its age, and whether we were late."""
+
+    result: CommandResult
+    state: RobotState
+    age_ns: int
+    late: bool
+
+
+class RemoteRobot:
+    """One robot server, as the edge commands it. Not thread-safe.
+
+    In lock-step `step` returns as soon as the control period has been simulated; on the wall clock it returns at the
+    next tick of the control period. RobotError (or a subclass) means the episode cannot go on.
+    """
+
+    def __init__(self, client: RequestClient[RobotReply], states: Subscriber[RobotState], peer: str) -> None:
+        self._client = client
+        self._states = states
+        self._peer = peer
+        self._clock = MonotonicClock()
+        self._offset = ClockOffset()
+        self._session = ""
+        self._seq = 0
+        self._info: RobotInfo | None = None
+        self.pacer: Pacer | None = None
+
+    @property
+    def info(self) -> RobotInfo:
+        if self._info is None:
+            raise RobotError("not connected to a robot server yet")
+        return self._info
+
+    @property
+    def spec(self) -> RobotSpec:
+        return self.info.spec
+
+    def connect(self, patience_s: float) -> RobotInfo:
+        """Wait up to `patience_s` for the server, check its schema version and measure its clock."""
+        hello = Hello(schema_version=SCHEMA_VERSION, peer=self._peer)
+        reply = self._client.request(hello, timeout_s=patience_s)
+        if not isinstance(reply, RobotInfo):
+            raise MessageError(f"the robot server answered Hello with {type(reply).__name__}")
+        self._info = reply
+        self._offset = ClockOffset()
+        for _ in range(5):
+            sent_ns = self._clock.now_ns()
+            pong = self._request(Ping())
+            if isinstance(pong, Pong):
+                self._offset.update(sent_ns, pong.stamp_ns, self._clock.now_ns())
+        return reply
+
+    def arm(self, patience_s: float) -> None:
+        """Take the lease under a fresh session and wait until the robot is active.
+
+        A simulated robot is activated from here. Anything else is armed by a person; this waits for them.
+        """
+        self._session = uuid4().hex
+        self._seq = 0
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                self._request(AcquireLease(session=self._session))
+                if self.spec.simulated:
+                    self._request(Transition(session=self._session, target=Lifecycle.ACTIVE))
+                state = self._state(self._request(GetState()))
+                if state.lifecycle is Lifecycle.ACTIVE:
+                    return
+                problem = f"{self.spec.name} is {state.lifecycle.value}: a person has to activate it"
+            except CommandRefusedError as error:
+                problem = str(error)
+            if time.monotonic() > deadline:
+                raise RobotError(f"{problem} (waited {patience_s:.0f} s)")
+            time.sleep(0.1)
+
+    def release(self) -> None:
+        """Give the lease back if the server still answers."""
+        if self._session:
+            with contextlib.suppress(RobotError, UnreachableError):
+                self._request(ReleaseLease(session=self._session))
+            self._session = ""
+
+    def reset(self, seed: int) -> Begun:
+        """Begin an episode; the first state of it."""
+        reply = self._client.request(ResetEpisode(session=self._session, seed=seed), timeout_s=RESET_TIMEOUT_S)
+        state = self._state(reply)
+        self.pacer = None if self.info.lock_step else Pacer(self.spec.control_period_s)
+        if self.pacer is not None:
+            self.pacer.wait()
+        return Begun(state, self._age_ns(state))
+
+    def step(self, action: FloatArray) -> Stepped:
+        """Send one action and return at the end of its control period."""
+        self._seq += 1
+        if self.info.lock_step:
+            result = self._command(action, deadline_ns=2**62)
+            if result.state is None:
+                raise MessageError(f"{self.spec.name} answered a lock-step command without a state")
+            return Stepped(result, result.state, 0, late=False)
+        deadline_ns = self._offset.to_peer_ns(self._clock.now_ns() + s_to_ns(self.spec.command_timeout_s))
+        result = self._command(action, deadline_ns)
+        overruns = self.pacer.overruns if self.pacer else 0
+        if self.pacer is not None:
+            self.pacer.wait()
+        state = self._states.newest(timeout_s=self.spec.command_timeout_s)
+        if state is None or state.boot != self.info.boot:
+            raise UnreachableError(f"no state of {self.spec.name} for {self.spec.command_timeout_s * 1e3:.0f} ms")
+        late = self.pacer is not None and self.pacer.overruns > overruns
+        return Stepped(result, state, self._age_ns(state), late)
+
+    def image(self, camera: str) -> Array:
+        """One RGB image (height, width, 3) uint8 of a camera that the robot server itself renders."""
+        return self._state(self._request(GetState(cameras=(camera,)))).features[IMAGES + camera]
+
+    def _command(self, action: FloatArray, deadline_ns: int) -> CommandResult:
+        command = Command(session=self._session, seq=self._seq, deadline_ns=deadline_ns, action=action)
+        result = self._request(command)
+        if not isinstance(result, CommandResult):
+            raise MessageError(f"the robot server answered a command with {type(result).__name__}")
+        if result.refusal in _LOST:
+            raise CommandRefusedError(result.refusal.value, result.message)
+        return result
+
+    def _request(self, message: RobotRequest) -> RobotReply:
+        return self._client.request(message, timeout_s=REQUEST_TIMEOUT_S)
+
+    def _state(self, reply: RobotReply) -> RobotState:
+        if not isinstance(reply, RobotState):
+            raise MessageError(f"the robot server answered with {type(reply).__name__} where a state was due")
+        return reply
+
+    def _age_ns(self, state: RobotState) -> int:
+        if self.info.lock_step:
+            return 0
+        return max(0, self._offset.to_peer_ns(self._clock.now_ns()) - state.stamp_ns)
