@@ -31,16 +31,31 @@ from robot_stack.config.schema import (
 )
 from robot_stack.config.tasks import TASKS
 from robot_stack.core.errors import ConfigError
+from robot_stack.core.specs import ENVIRONMENT_STATE, STATE
+
+_STATE_AND_SCENE = {STATE: "agent_pos", ENVIRONMENT_STATE: "environment_state"}
 
 GROUPS: dict[str, dict[str, msgspec.Struct]] = {
     "robot": {
         "franka_sim": FrankaSimConfig(),
         "gymnasium": GymnasiumConfig(),
-        "gym_pusht": GymnasiumConfig(name="pusht_0", env_id="gym_pusht/PushT-v0", max_episode_steps=300),
+        "gym_pusht": GymnasiumConfig(
+            name="pusht_0",
+            env_id="gym_pusht/PushT-v0",
+            env_kwargs={
+                "obs_type": "environment_state_agent_pos",
+                "visualization_width": 256,
+                "visualization_height": 256,
+            },
+            observation_keys=_STATE_AND_SCENE,
+            max_episode_steps=300,
+        ),
         "gym_hil": GymnasiumConfig(
             name="gym_hil_0",
-            env_id="gym_hil/PandaPickCubeBase-v0",
-            env_kwargs={"random_block_position": True},
+            env_id="gym_hil/PandaPickCube-v0",
+            env_kwargs={"random_block_position": True, "reset_delay_seconds": 0.0},
+            observation_keys=_STATE_AND_SCENE,
+            success_key="succeed",
             max_episode_steps=100,
         ),
     },

@@ -18,9 +18,15 @@ TASKS: dict[str, TaskConfig] = {
         demonstration_noise=0.05,
     ),
     "pusht": TaskConfig(
-        name="pusht", features=("observation.state",), demonstrations=40, keep="return", demonstration_noise=0.02
+        name="pusht",
+        features=("observation.state", "observation.environment_state"),
+        demonstrations=60,
+        demonstration_noise=0.01,
     ),
     "panda_pick_cube": TaskConfig(
-        name="panda_pick_cube", features=("observation.state",), demonstrations=40, demonstration_noise=0.05
+        name="panda_pick_cube",
+        features=("observation.state", "observation.environment_state"),
+        demonstrations=40,
+        demonstration_noise=0.05,
     ),
 }

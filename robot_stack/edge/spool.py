@@ -124,8 +124,7 @@ class Spool:
     @property
     def acknowledged(self) -> int:
         """Records acknowledged over all lives of this spool."""
-        with self._lock:
-            return self._cursor
+        return self._cursor
 
     @property
     def unacknowledged(self) -> int:

@@ -63,7 +63,6 @@ def set_common_options(socket: zmq.Socket[bytes], service: Service, max_bytes: i
     socket.setsockopt(zmq.HANDSHAKE_IVL, to_ms(_HANDSHAKE_TIMEOUT_S))
     socket.setsockopt(zmq.HEARTBEAT_IVL, link_timeout_ms // 4)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, link_timeout_ms)
-    socket.setsockopt(zmq.HEARTBEAT_TTL, link_timeout_ms)
     socket.setsockopt(zmq.RECONNECT_IVL, to_ms(_RECONNECT_MIN_S))
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, to_ms(_RECONNECT_MAX_S))
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import psutil
 import pytest
@@ -19,10 +20,23 @@ import zmq
 
 from robot_stack.core.codec import encode, unpack
 from robot_stack.core.errors import UnreachableError
-from robot_stack.core.messages import Failed, GetState, Ping, Pong, RobotReply, StopRobot
+from robot_stack.core.messages import Failed, GetState, Ping, Pong, RobotReply, RobotState, StopRobot
 from robot_stack.transport.client import RequestClient
 from robot_stack.transport.keys import KeyStore
-from tests.transport_kit import ROBOT, Serving, client, command, eventually, make_keys, ping, service_with
+from robot_stack.transport.services import SERVICES
+from robot_stack.transport.stream import Publisher, Subscriber
+from tests.transport_kit import (
+    LOOPBACK,
+    ROBOT,
+    Serving,
+    client,
+    command,
+    eventually,
+    make_keys,
+    ping,
+    service_with,
+    state,
+)
 
 MESSAGES = 10_000
 
@@ -69,7 +83,9 @@ def hostile_frames(rng: random.Random) -> list[bytes]:
     return [good[0], *([b""] * rng.randrange(30))]
 
 
-def test_ten_thousand_malformed_messages_cost_the_server_nothing(keys: KeyStore) -> None:
+def test_ten_thousand_malformed_messages_cost_the_server_nothing(
+    keys: KeyStore, caplog: pytest.LogCaptureFixture
+) -> None:
     rng = random.Random(7)
     generous = service_with(ROBOT, quota_hz=1e9)
     with Serving(keys, service=generous) as serving, client(keys, serving.server.address, "operator") as good:
@@ -89,6 +105,7 @@ def test_ten_thousand_malformed_messages_cost_the_server_nothing(keys: KeyStore)
         assert counts["malformed"] > MESSAGES * 0.8
         grown_bytes = psutil.Process().memory_info().rss - before_bytes
     assert grown_bytes < 64 * 1024 * 1024
+    assert 1 <= len(caplog.records) < 60  # one line a second, not one per message
 
 
 def test_a_malformed_message_is_answered_with_its_request_id(keys: KeyStore) -> None:
@@ -145,6 +162,7 @@ class FreezingProxy:
 
     def __init__(self, target: str) -> None:
         self.frozen = threading.Event()
+        self.passed_bytes = 0
         self._target = ("127.0.0.1", int(target.rsplit(":", 1)[1]))
         self._stop = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -180,6 +198,7 @@ class FreezingProxy:
             data = end.recv(65536)
             if data:
                 other.sendall(data)
+                self.passed_bytes += len(data)
                 return
         except OSError:
             pass
@@ -204,3 +223,30 @@ def test_a_request_held_back_by_a_partition_is_not_carried_out_when_the_link_hea
             time.sleep(0.2)
         assert StopRobot(reason="old") not in serving.messages
         assert serving.messages[-1] == GetState()
+
+
+def test_what_a_frozen_watcher_missed_is_dropped_not_queued(keys: KeyStore) -> None:
+    stream = SERVICES["robot.state"]
+    with Publisher(stream, LOOPBACK, keys, "robot") as publisher, FreezingProxy(publisher.address) as proxy:
+        watcher: Subscriber[RobotState] = Subscriber(stream, proxy.address, keys, "viewer", "robot", RobotState)
+
+        def seen(seq: int) -> bool:
+            newest = watcher.newest(0.05)
+            return newest is not None and newest.seq == seq
+
+        def sees(seq: int) -> bool:
+            publisher.send(state(seq))
+            return seen(seq)
+
+        with watcher:
+            assert eventually(lambda: sees(0), within_s=5.0)
+            proxy.frozen.set()
+            time.sleep(0.05)
+            big = msgspec.structs.replace(state(1), features={"image": np.zeros(1_000_000, np.uint8)})
+            for _ in range(100):
+                publisher.send(big)
+                time.sleep(0.002)
+            publisher.send(state(2))
+            proxy.frozen.clear()
+            assert eventually(lambda: seen(2), within_s=5.0)
+        assert proxy.passed_bytes < 50_000_000  # what the TCP buffers held, not the 100 MB that were sent

@@ -78,9 +78,9 @@ def test_the_peg_feels_the_rim_it_is_pressed_on() -> None:
     limiter = SetpointLimiter(robot.limits, 0.01)
     limiter.start(robot.measured_setpoint())
     np.testing.assert_array_equal(robot.read().features[EXTERNAL_WRENCH], 0.0)
-    for _ in range(3):  # beside the hole, above the wall
+    for _ in range(2):  # beside the hole, above the wall
         control_step(robot, limiter, np.array([0.01, 0.0, 0.0, 0.0], dtype=np.float32))
-    for _ in range(12):
+    for _ in range(7):
         control_step(robot, limiter, np.array([0.0, 0.0, -0.01, 0.0], dtype=np.float32))
     force = robot.read().features[EXTERNAL_WRENCH][:3]
     assert force[2] > 10.0
@@ -142,7 +142,7 @@ def test_cameras_see_the_scene_and_not_the_markers() -> None:
 
 def test_a_camera_the_model_lacks_is_refused_at_connect() -> None:
     robot = SimulatedFranka("franka", "pick_cube", cameras=(CameraConfig(name="ceiling"),))
-    with pytest.raises(ConfigError, match="wrist_rgb, front|front, wrist_rgb"):
+    with pytest.raises(ConfigError, match=r"it has (wrist_rgb|front)"):
         robot.connect()
 
 

@@ -113,6 +113,17 @@ def test_a_watcher_of_another_role_or_with_an_unknown_key_is_refused_and_shown(k
         assert "not on the allow-list" in publisher.refused[0].reason
 
 
+def test_a_publisher_whose_gate_is_gone_lets_nobody_in(keys: KeyStore) -> None:
+    with Publisher(STATE, LOOPBACK, keys, "robot") as publisher, watch(keys, publisher.address) as admitted:
+        first(admitted, publisher)
+        publisher._bound.gate.stop(publisher._bound.socket)
+        with watch(keys, publisher.address, "edge") as late:
+            for seq in range(30):
+                publisher.send(state(seq))
+                assert late.newest(0.01) is None
+            assert admitted.newest(1.0) is not None
+
+
 def test_a_wrong_server_key_is_shown(keys: KeyStore) -> None:
     keys.make("robot_2", Role.ROBOT)
     with Publisher(STATE, LOOPBACK, keys, "robot") as publisher:
