@@ -19,8 +19,8 @@ except ImportError as error:
 
 FloatVector = NDArray[np.float64]
 
-POSITION_TOLERANCE_M = 2e-5
-ROTATION_TOLERANCE_RAD = 1e-4
+POSITION_TOLERANCE_M = 5e-5
+ROTATION_TOLERANCE_RAD = 5e-4
 
 _QP_SOLVER = "daqp"
 _POSTURE_COST = 3e-3

@@ -104,7 +104,8 @@ class SimulatedFranka:
             action=action_feature(action_space, self._task.motion),
             observation=self._observation_features() | image_features(cameras),
         )
-        self._wrenches: deque[FloatVector] = deque(maxlen=max(1, round(tick_rate_hz / control_rate_hz)))
+        ticks = max(1, round(tick_rate_hz / control_rate_hz))
+        self._contact_torques: deque[FloatVector] = deque(maxlen=ticks)
         self._goal = _Goal(np.zeros(3), 0.0, 0.0)
         self._opened: _Opened | None = None
 
@@ -181,7 +182,7 @@ class SimulatedFranka:
             world.data.qpos[7:9] = start.gripper_width_m / 2
             world.data.ctrl[7] = start.gripper_width_m / 2
         world.forward()
-        self._wrenches.clear()
+        self._contact_torques.clear()
         self.hold()
 
     # ---- control ----------------------------------------------------------------------------------------------
@@ -221,7 +222,7 @@ class SimulatedFranka:
 
     def advance(self, duration_s: float) -> None:
         self._open.world.advance(duration_s)
-        self._wrenches.append(self._estimate_wrench())
+        self._contact_torques.append(self._data.qfrc_constraint[:7].copy())
 
     def _tool_jacobian(self) -> FloatVector:
         """(6, 7): linear then angular velocity of the tool, base frame."""
@@ -231,12 +232,12 @@ class SimulatedFranka:
         return jacobian[:, :7]
 
     def _estimate_wrench(self) -> FloatVector:
-        """The wrench on the tool (6,) that explains the joint torques of the contacts: torque = J^T wrench."""
-        torques = self._data.qfrc_constraint[:7]
+        """The wrench (6,) on the tool that explains the joints' mean contact torques: torque = J^T wrench."""
+        torques = np.mean(self._contact_torques, axis=0) if self._contact_torques else np.zeros(7)
         if not torques.any():
             return np.zeros(6)
         jacobian = self._tool_jacobian()
-        wrench: FloatVector = np.linalg.solve(jacobian @ jacobian.T + _REGULARISATION, jacobian @ torques)
+        wrench = np.linalg.solve(jacobian @ jacobian.T + _REGULARISATION, jacobian @ torques)
         return np.clip(wrench, -_WRENCH_BOUND, _WRENCH_BOUND)
 
     # ---- observation ------------------------------------------------------------------------------------------
@@ -245,7 +246,7 @@ class SimulatedFranka:
         features = {
             STATE: self._state(),
             ENVIRONMENT_STATE: self._task.environment_state(self._data),
-            EXTERNAL_WRENCH: np.mean(self._wrenches, axis=0) if self._wrenches else np.zeros(6),
+            EXTERNAL_WRENCH: self._estimate_wrench(),
             JOINT_POSITION: self._data.qpos[:7],
             JOINT_VELOCITY: self._data.qvel[:7],
         }

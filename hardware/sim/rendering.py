@@ -2,7 +2,8 @@
 
 MuJoCo chooses its OpenGL back-end from the environment variable MUJOCO_GL at import and offers no other way, and its
 default needs a display. So the variable is set here, before the import, unless the user has set it: EGL (GPU, or
-Mesa in software), else OSMesa. Everything else imports `mujoco` from this module.
+Mesa in software), else OSMesa, else none: then the physics works and cameras say what is missing. Everything else
+imports `mujoco` from this module.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ import os
 
 from msgspec import Struct
 
-from robot_stack.core.errors import ConfigError, MissingDependencyError
+from robot_stack.core.errors import ConfigError, MissingDependencyError, RobotError
 from robot_stack.core.messages import Array
 from robot_stack.core.specs import IMAGES, Feature
+
+_LIBRARIES = {"egl": "EGL", "osmesa": "OSMesa"}
 
 
 def choose_gl_backend() -> str:
     """Set MUJOCO_GL to a back-end this machine has, unless it is set, and return it."""
     if not os.environ.get("MUJOCO_GL"):
-        os.environ["MUJOCO_GL"] = "egl" if ctypes.util.find_library("EGL") else "osmesa"
+        found = [backend for backend, library in _LIBRARIES.items() if ctypes.util.find_library(library)]
+        os.environ["MUJOCO_GL"] = found[0] if found else "disable"
     return os.environ["MUJOCO_GL"]
 
 
@@ -76,11 +80,20 @@ class CameraRenderer:
     def _renderer(self, camera: CameraConfig) -> mujoco.Renderer:
         size = (camera.height, camera.width)
         if size not in self._renderers:
-            renderer = mujoco.Renderer(self._model, *size, max_geom=200)
+            renderer = self._open_renderer(size)
             for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
                 renderer.scene.flags[flag] = False
             self._renderers[size] = renderer
         return self._renderers[size]
+
+    def _open_renderer(self, size: tuple[int, int]) -> mujoco.Renderer:
+        try:
+            return mujoco.Renderer(self._model, *size, max_geom=200)
+        except (ImportError, AttributeError, RuntimeError, mujoco.FatalError) as error:
+            raise RobotError(
+                f"cannot render off-screen with MUJOCO_GL={GL_BACKEND} ({error}); install EGL (Debian: libegl1 and "
+                "libgl1-mesa-dri) or OSMesa (libosmesa6), or run without cameras"
+            ) from error
 
     def close(self) -> None:
         """Release the OpenGL contexts; harmless if there is none."""

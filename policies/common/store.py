@@ -40,7 +40,7 @@ class PolicyManifest(Struct, Generic[C], frozen=True, kw_only=True, forbid_unkno
 
 def save_policy(directory: Path, *, kind: str, spec: PolicySpec, config: Struct, weights: Mapping[str, Array]) -> None:
     """Write a policy folder atomically. Saved policies never change: StorageError if the folder exists."""
-    content = safetensors.numpy.save({name: np.ascontiguousarray(value) for name, value in weights.items()})
+    content = safetensors.numpy.save({name: np.asarray(value, order="C") for name, value in weights.items()})
     manifest = PolicyManifest(
         schema_version=POLICY_SCHEMA_VERSION,
         kind=kind,

@@ -137,7 +137,7 @@ def _watch(config: StackConfig, supervisor: Supervisor, life: Lifetime) -> bool:
     """Show progress until edge and learner are done; False if interrupted."""
     keys = ensure_keys(RunLayout.of(config))
     target = config.learner.target_steps
-    bar: tqdm[None] = tqdm(total=target, unit="step", desc="practise")
+    bar = tqdm[None](total=target, unit="step", desc="practise")
     with learner_client(config.network, keys, VIEWER_KEY) as client, bar:
         while life.running():
             supervisor.watch()

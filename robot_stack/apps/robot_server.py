@@ -17,7 +17,7 @@ from robot_stack.apps.keys import ROBOT_KEY, ensure_keys
 from robot_stack.apps.layout import RunLayout
 from robot_stack.config.schema import StackConfig
 from robot_stack.core.clock import ManualClock, MonotonicClock, Pacer, s_to_ns
-from robot_stack.core.errors import ConfigError, RobotStackError
+from robot_stack.core.errors import ConfigError, RobotError, RobotStackError
 from robot_stack.core.messages import (
     SCHEMA_VERSION,
     AcquireLease,
@@ -88,7 +88,10 @@ class RobotServer:
     def _tick(self) -> None:
         self.guard.tick()
         if self._simulated is not None:
-            self._simulated.advance(self._tick_s)
+            try:
+                self._simulated.advance(self._tick_s)
+            except RobotError as error:
+                self.guard.latch_fault(str(error))
         if isinstance(self._clock, ManualClock):
             self._clock.advance_ns(s_to_ns(self._tick_s))
 

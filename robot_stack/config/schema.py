@@ -11,8 +11,8 @@ from msgspec import Struct, field
 
 from policies.residual.config import ExplorationConfig, ResidualConfig
 from robot_stack.core.errors import ConfigError
-from robot_stack.learner.algorithms.residual_td3 import ResidualTd3Config
-from robot_stack.learner.behavior_cloning import BcConfig
+from robot_stack.learner.algorithms.config import ResidualTd3Config
+from robot_stack.learner.bc_config import BcConfig
 
 
 class _Checked(Struct, frozen=True, kw_only=True):
@@ -32,8 +32,8 @@ class FrankaSimConfig(_Checked, frozen=True, kw_only=True, tag_field="kind", tag
     """The simulated Franka FR3.
 
     name: under which its steps are recorded. action_space: ee_delta, ee_pose or joint_position.
-    lock_step: time stands still between commands; false runs on the wall clock. observation_bias_m: range of the
-    peg task's constant error of the observed socket position. clearance_m: play of the peg on each side.
+    lock_step: time stands still between commands; false runs on the wall clock. cameras: recorded with every
+    observation (front, wrist_rgb). view_cameras: rendered on request only, for films.
     """
 
     name: str = "franka_0"
@@ -41,11 +41,11 @@ class FrankaSimConfig(_Checked, frozen=True, kw_only=True, tag_field="kind", tag
     control_rate_hz: float = 10.0
     tick_rate_hz: float = 100.0
     lock_step: bool = True
-    observation_bias_m: float = 0.003
-    clearance_m: float = 0.0005
+    cameras: tuple[str, ...] = ()
+    view_cameras: tuple[str, ...] = ("front",)
 
     def positive(self) -> tuple[str, ...]:
-        return ("control_rate_hz", "tick_rate_hz", "clearance_m")
+        return ("control_rate_hz", "tick_rate_hz")
 
 
 class GymnasiumConfig(_Checked, frozen=True, kw_only=True, tag_field="kind", tag="gymnasium"):
@@ -170,9 +170,9 @@ class EvaluationConfig(_Checked, frozen=True, kw_only=True):
 class NetworkConfig(_Checked, frozen=True, kw_only=True):
     """Where the servers listen. Every connection is encrypted and authenticated with CURVE keys."""
 
-    robot_address: str = "tcp://127.0.0.1:5551"
-    state_address: str = "tcp://127.0.0.1:5552"
-    learner_address: str = "tcp://127.0.0.1:5553"
+    robot_address: str = "tcp://127.0.0.1:7710"
+    state_address: str = "tcp://127.0.0.1:7711"
+    learner_address: str = "tcp://127.0.0.1:7720"
 
 
 class StackConfig(_Checked, frozen=True, kw_only=True):

@@ -73,7 +73,8 @@ class RobotState(Struct, frozen=True, kw_only=True, tag=True):
     """What a robot server publishes.
 
     `stamp_ns` is the server's monotonic clock at capture; `seq` counts published states of this boot;
-    `ground_truth` is filled by simulated robots only and is never recorded as an observation.
+    `ground_truth` is filled by simulated robots only and is never recorded as an observation. `moving`: the setpoint
+    changes; `stopping`: the stop ramp has begun and no command is followed.
     """
 
     boot: str
@@ -86,6 +87,7 @@ class RobotState(Struct, frozen=True, kw_only=True, tag=True):
     episode_seed: int = -1
     last_command_seq: int = -1
     moving: bool = False
+    stopping: bool = False
     fault: str = ""
 
 

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from policies.common.normalization import fit_min_max
-from policies.diffusion.config import DiffusionConfig, DiffusionPolicyConfig
+from policies.diffusion.config import DiffusionPolicyConfig
 from policies.diffusion.policy import DiffusionPolicy, build_net
 from policies.diffusion.schedule import ddpm_scheduler
-from robot_stack.core.errors import ConfigError, PolicyError
+from robot_stack.core.errors import PolicyError
 from robot_stack.core.messages import Array, FloatArray
 from robot_stack.core.specs import PolicySpec
 from robot_stack.learner.algorithms.adamw import adamw, adamw_tensors
+from robot_stack.learner.bc_config import BcConfig
 from robot_stack.learner.checkpoint import Checkpoint, CheckpointStore
 
 
@@ -41,30 +42,6 @@ class DemonstrationArrays:
     observation: FloatArray
     action: FloatArray
     episode_ends: NDArray[np.int64]
-
-
-class BcConfig(Struct, frozen=True, kw_only=True):
-    """Settings of the training.
-
-    `steps` of `batch_size` chunks; AdamW with a linear warm-up and a cosine to zero; an exponential moving average of
-    the weights (power-law warm-up, Diffusion Policy) is what is kept. `checkpoint_every` steps the run can be resumed.
-    """
-
-    net: DiffusionConfig = DiffusionConfig()
-    steps: int = 3_000
-    batch_size: int = 128
-    lr: float = 1e-3
-    warmup_steps: int = 100
-    weight_decay: float = 1e-3
-    ema_power: float = 0.75
-    ema_max: float = 0.999
-    checkpoint_every: int = 500
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"bc.{name} is {getattr(self, name)}; allowed: 1 or more")
 
 
 @dataclass(frozen=True, slots=True)

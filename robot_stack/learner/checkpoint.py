@@ -63,7 +63,7 @@ class CheckpointStore:
 
     def save(self, step: int, tensors: Mapping[str, Array], meta: bytes) -> None:
         """Durable when this returns; replaces a damaged checkpoint of the same step. StorageError if the disk fails."""
-        content = safetensors.numpy.save({name: np.ascontiguousarray(value) for name, value in tensors.items()})
+        content = safetensors.numpy.save({name: np.asarray(value, order="C") for name, value in tensors.items()})
         manifest = CheckpointManifest(
             schema_version=CHECKPOINT_SCHEMA_VERSION,
             step=step,

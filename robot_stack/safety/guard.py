@@ -199,7 +199,6 @@ class RobotGuard:
             self._begin_stop("commands ceased")
         if self._goal is None:
             setpoint = self._limiter.stop()
-            self._stopping = self._stopping and self._limiter.moving
         else:
             setpoint = self._limiter.toward(self._goal, (self._goal_due_ns - now_ns) / 1e9)
         try:
@@ -223,6 +222,7 @@ class RobotGuard:
             episode_seed=self._episode_seed,
             last_command_seq=self._last_seq,
             moving=self._limiter.moving,
+            stopping=self._stopping,
             fault=self.fault,
         )
 

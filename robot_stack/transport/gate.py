@@ -57,7 +57,8 @@ class Peer:
 class RefusedPeer:
     """A peer that was turned away, and why, in words. `stamp_ns` is this host's monotonic clock.
 
-    `address` is the peer's host, and where it came to no ZAP request its port too.
+    `address` is the peer's host; for a handshake that failed before a key was seen, host and port. libzmq may close
+    such a link before we can ask whose it is: then the address is "an unknown address" until the peer tries again.
     """
 
     stamp_ns: int

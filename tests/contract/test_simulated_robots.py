@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hardware.franka.sim import SimulatedFranka
+from hardware.sim.rendering import CameraConfig
 from robot_stack.core.messages import Array, Features, FloatArray
 from robot_stack.core.protocols import SimulatedRobot
 from robot_stack.core.specs import ACTION, IMAGES, Feature
@@ -43,7 +44,9 @@ CASES = [
     RobotCase("franka_pick_cube", lambda: SimulatedFranka("franka_0", "pick_cube"), zero_delta),
     RobotCase(
         "franka_pick_cube_joints",
-        lambda: SimulatedFranka("franka_0", "pick_cube", action_space="joint_position"),
+        lambda: SimulatedFranka(
+            "franka_0", "pick_cube", action_space="joint_position", cameras=(CameraConfig(name="wrist_rgb"),)
+        ),
         measured_joints,
     ),
 ]

@@ -152,7 +152,9 @@ def test_noise_from_programs_that_speak_another_protocol_is_shown_and_harmless(k
                 noise.sendall(opening)
                 time.sleep(0.02)
         assert eventually(lambda: serving.server.refused_count == 3, within_s=2.0)
-        assert [refusal.address for refusal in serving.server.refused] == shown
+        for refusal, address in zip(serving.server.refused, shown, strict=True):
+            assert refusal.address in {address, "an unknown address"}  # where the link was gone before we could look
+        assert serving.server.refused[0].address == shown[0]
         with client(keys, serving.server.address) as good:
             assert isinstance(ping(good), Pong)
 

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from msgspec import Struct
 from torch import Tensor, nn
 
 from policies.common.ensemble_mlp import EnsembleMlp
@@ -21,44 +20,11 @@ from policies.common.store import check_shapes
 from policies.residual.actor import ResidualActor, actor_tensors
 from policies.residual.config import ResidualConfig
 from robot_stack.buffer.transitions import TransitionBatch
-from robot_stack.core.errors import ConfigError, PolicyError
+from robot_stack.core.errors import PolicyError
 from robot_stack.core.messages import Array
 from robot_stack.core.specs import Feature
 from robot_stack.learner.algorithms.adamw import adamw, adamw_tensors
-
-
-class ResidualTd3Config(Struct, frozen=True, kw_only=True):
-    """Settings of the updates.
-
-    Attributes:
-        critics: size of the ensemble.
-        critic_hidden: widths of each critic's hidden layers.
-        critic_lr, actor_lr: AdamW learning rates.
-        polyak: share of the new parameters in the target's moving average, per update.
-        target_noise, target_noise_clip: smoothing of the target action, normalised units.
-        critic_only_updates: updates before the actor begins to learn.
-        actor_every: critic updates per actor update.
-        max_gradient_norm: gradients are scaled down to it.
-    """
-
-    critics: int = 2
-    critic_hidden: tuple[int, ...] = (128, 128)
-    critic_lr: float = 3e-4
-    actor_lr: float = 1e-4
-    polyak: float = 0.005
-    target_noise: float = 0.05
-    target_noise_clip: float = 0.1
-    critic_only_updates: int = 1_000
-    actor_every: int = 1
-    max_gradient_norm: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.critics < 2:
-            raise ConfigError(f"algorithm.critics is {self.critics}; allowed: 2 or more")
-        if self.actor_every < 1 or self.critic_only_updates < 0:
-            raise ConfigError("algorithm.actor_every must be 1 or more, critic_only_updates 0 or more")
-        if min(self.critic_lr, self.actor_lr, self.max_gradient_norm) <= 0 or not 0 < self.polyak <= 1:
-            raise ConfigError("algorithm: learning rates and max_gradient_norm must be above 0, polyak in (0, 1]")
+from robot_stack.learner.algorithms.config import ResidualTd3Config
 
 
 class ResidualTd3:

@@ -1,0 +1,126 @@
+"""Bad input gives one clear message and its own exit code, never a traceback."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from robot_stack.apps.supervisor import Supervisor, robot_stack_command
+from robot_stack.core.errors import (
+    AuthenticationError,
+    ConfigError,
+    PolicyError,
+    SpecMismatchError,
+    UnreachableError,
+)
+from tests.system.conftest import SmallRun, run_cli
+
+HASTE = "edge.patience_s=2"
+
+
+def check(done, error: type, *words: str) -> None:  # type: ignore[no-untyped-def]
+    assert done.returncode == error.exit_code, done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    message = [line for line in done.stderr.splitlines() if line.startswith("robot-stack:")]
+    assert len(message) == 1, done.stderr
+    for word in words:
+        assert word in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["robot=franka_simm"], ["franka_simm", "did you mean robot=franka_sim"]),
+        (["task=peg"], ["there is no task called 'peg'", "peg_insertion"]),
+        (["learner.target_step=5"], ["learner.target_step", "did you mean 'learner.target_steps'"]),
+        (["learner.target_steps=many"], ["many"]),
+        (["learner.target_steps=0"], ["target_steps", "larger than 0"]),
+        (["algorithm.residual.action_scale=3"], ["action_scale", "3.0", "0 to 1"]),
+        (["run=../elsewhere"], ["not a name"]),
+        (["robot=gymnasium", "robot.observation_keys={}"], ["observation"]),
+    ],
+)
+def test_wrong_configuration(overrides: list[str], words: list[str], tmp_path: Path) -> None:
+    check(run_cli("train", f"runs_directory={tmp_path}", *overrides), ConfigError, *words)
+
+
+def test_unknown_environment(tmp_path: Path) -> None:
+    overrides = ["robot=gymnasium", "robot.env_id=gym_pusht/NoSuch-v0", "task=pusht", f"runs_directory={tmp_path}"]
+    done = run_cli("robot-server", *overrides)
+    check(done, ConfigError, "NoSuch")
+
+
+def test_training_without_demonstrations(tmp_path: Path) -> None:
+    check(run_cli("train", f"runs_directory={tmp_path}"), PolicyError, "robot-stack collect")
+
+
+def test_edge_without_a_policy(tmp_path: Path) -> None:
+    check(run_cli("edge", f"runs_directory={tmp_path}", HASTE), PolicyError, "policy")
+
+
+def test_unreachable_robot_server(small_run: SmallRun) -> None:
+    done = run_cli("edge", *small_run.overrides(HASTE))
+    check(done, UnreachableError, "robot.request", "127.0.0.1", "robot-stack robot-server")
+
+
+def test_wrong_key(small_run: SmallRun) -> None:
+    log = small_run.root / "logs"
+    with Supervisor(log, announce=print) as supervisor:
+        supervisor.start("robot-server", robot_stack_command("robot-server", *small_run.overrides()))
+        assert run_cli("status", *small_run.overrides()).stdout.count("robot franka_0: inactive") in (0, 1)
+        wait_until_served(small_run)
+        stolen = small_run.root / "keys" / "private" / "edge.json"
+        backup = stolen.read_bytes()
+        for part in ("private", "public"):
+            (small_run.root / "keys" / part / "edge.json").unlink()
+        run_cli("keys", "make", "edge", "--role", "edge", *small_run.overrides())
+        made = small_run.root / "keys" / "public" / "edge.json"
+        made.unlink()  # the new key is on nobody's list
+        done = run_cli("edge", *small_run.overrides("edge.patience_s=5"))
+        assert backup != stolen.read_bytes()
+        assert done.returncode in (AuthenticationError.exit_code, ConfigError.exit_code), done.stderr
+        assert "Traceback" not in done.stderr and "key" in done.stderr
+
+
+def wait_until_served(run: SmallRun) -> None:
+    for _ in range(30):
+        if "robot franka_0" in run_cli("status", *run.overrides()).stdout:
+            return
+    raise AssertionError("the robot server did not come up")
+
+
+def test_policy_of_another_task(small_run: SmallRun) -> None:
+    with Supervisor(small_run.root / "logs", announce=print) as supervisor:
+        other = small_run.overrides("task=pick_cube")
+        supervisor.start("robot-server", robot_stack_command("robot-server", *other))
+        wait_until_served(small_run)
+        done = run_cli("edge", *small_run.overrides("edge.patience_s=10"))
+    check(done, SpecMismatchError, "trained on 'peg_insertion', robot runs 'pick_cube'")
+
+
+def test_damaged_policy(small_run: SmallRun) -> None:
+    weights = small_run.root / "policy" / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    check(run_cli("edge", *small_run.overrides(HASTE)), PolicyError, "damaged")
+
+
+def test_continuing_a_run_under_another_configuration(small_run: SmallRun) -> None:
+    shutil.rmtree(small_run.root / "policy")
+    assert run_cli("collect", *small_run.overrides()).returncode == 0
+    done = run_cli("collect", *small_run.overrides("task.demonstrations=9"))
+    check(done, ConfigError, "another configuration")
+
+
+def test_help_of_every_command_explains_itself() -> None:
+    from robot_stack.apps.cli import SUBCOMMANDS
+
+    overview = run_cli("--help")
+    assert overview.returncode == 0
+    for name, subcommand in SUBCOMMANDS.items():
+        assert subcommand.summary in " ".join(overview.stdout.split())
+        done = run_cli(name, "--help")
+        assert done.returncode == 0 and "run=NAME" in done.stdout
