@@ -46,7 +46,7 @@ class EnsembleMlp(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """Views of the parameter vector: `weight.<layer>` (E, in, out) and `bias.<layer>` (E, 1, out)."""
-        parts = self.flat.split(self._sizes)
+        parts = torch.split(self.flat, self._sizes)
         return {name: part.view(shape) for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)}
 
     def forward(self, value: Tensor) -> Tensor:

@@ -82,8 +82,8 @@ class DecoderLayer(nn.Module):
         key, value = self.cross_kv(memory).chunk(2, dim=-1)
         query = self.cross_q(self.cross_norm(hidden))
         hidden = hidden + self.cross_out(self._attend(query, key, value, memory_mask))
-        hidden = hidden + self.feed_out(functional.gelu(self.feed_in(self.feed_norm(hidden))))
-        return hidden
+        fed: Tensor = self.feed_out(functional.gelu(self.feed_in(self.feed_norm(hidden))))
+        return hidden + fed
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         mixed = functional.scaled_dot_product_attention(

@@ -91,7 +91,7 @@ def test_flatten_follows_the_order_of_the_spec_not_of_the_observation() -> None:
 
 def test_flatten_refuses_missing_misshapen_and_non_finite_features() -> None:
     good = {"observation.state": np.zeros(2, np.float32), "observation.environment_state": np.zeros(1, np.float32)}
-    with pytest.raises(PolicyError, match="lacks 'observation.state'"):
+    with pytest.raises(PolicyError, match=r"lacks 'observation\.state'"):
         flatten({"observation.environment_state": np.zeros(1, np.float32)}, SPEC.observation)
     with pytest.raises(PolicyError, match="shape"):
         flatten(good | {"observation.state": np.zeros(3, np.float32)}, SPEC.observation)
