@@ -84,10 +84,11 @@ class SimulatedFranka:
         control_rate_hz: float = 10.0,
         tick_rate_hz: float = 100.0,
         cameras: tuple[CameraConfig, ...] = (),
+        view_cameras: tuple[CameraConfig, ...] = (),
         clock: Clock | None = None,
     ) -> None:
         self._task = make_task(task) if isinstance(task, str) else task
-        self._cameras = cameras
+        self._cameras = cameras + tuple(view for view in view_cameras if view not in cameras)
         self._action_space = action_space
         self._clock = clock or MonotonicClock()
         self._gripper_moves = self._task.finger_width_m is None

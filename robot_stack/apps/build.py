@@ -10,6 +10,8 @@ from robot_stack.core.messages import Features, FloatArray
 from robot_stack.core.protocols import Robot
 from robot_stack.core.specs import PolicySpec, RobotSpec
 
+VIEW_PX = 256
+
 
 class Expert(Protocol):
     """A scripted demonstrator. `act` gives an action (A,) inside the action's bounds."""
@@ -40,6 +42,7 @@ def build_robot(config: StackConfig) -> Robot:
 
 def _build_franka_sim(robot: FrankaSimConfig, task: str) -> Robot:
     from hardware.franka.sim import SimulatedFranka
+    from hardware.sim.rendering import CameraConfig
 
     return SimulatedFranka(
         robot.name,
@@ -47,6 +50,12 @@ def _build_franka_sim(robot: FrankaSimConfig, task: str) -> Robot:
         action_space=robot.action_space,
         control_rate_hz=robot.control_rate_hz,
         tick_rate_hz=robot.tick_rate_hz,
+        cameras=tuple(CameraConfig(name=camera) for camera in robot.cameras),
+        view_cameras=tuple(
+            CameraConfig(name=camera, width=VIEW_PX, height=VIEW_PX)
+            for camera in robot.view_cameras
+            if camera not in robot.cameras
+        ),
     )
 
 

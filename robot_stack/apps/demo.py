@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 from msgspec import Struct
@@ -137,7 +138,7 @@ def _watch(config: StackConfig, supervisor: Supervisor, life: Lifetime) -> bool:
     """Show progress until edge and learner are done; False if interrupted."""
     keys = ensure_keys(RunLayout.of(config))
     target = config.learner.target_steps
-    bar = tqdm[None](total=target, unit="step", desc="practise")
+    bar = tqdm(total=target, unit="step", desc="practise")
     with learner_client(config.network, keys, VIEWER_KEY) as client, bar:
         while life.running():
             supervisor.watch()
@@ -153,7 +154,7 @@ def _watch(config: StackConfig, supervisor: Supervisor, life: Lifetime) -> bool:
     return False
 
 
-def _show(bar: tqdm[None], progress: LearnerProgress) -> None:
+def _show(bar: tqdm[NoReturn], progress: LearnerProgress) -> None:
     bar.set_postfix(updates=progress.updates, weights=progress.weights_version, durable=progress.durable_steps)
     bar.update(min(progress.trained_steps, progress.target_steps) - bar.n)
 

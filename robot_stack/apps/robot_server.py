@@ -63,6 +63,9 @@ class RobotServer:
         self._lock_step = lock_step
         self._tick_s = 1.0 / robot.spec.tick_rate_hz
         self._ticks_per_step = round(robot.spec.tick_rate_hz / robot.spec.control_rate_hz)
+        self._observed_cameras = tuple(
+            name.removeprefix(IMAGES) for name in robot.spec.observation if name.startswith(IMAGES)
+        )
         self.guard = RobotGuard(robot, self._clock)
         self.pacer = Pacer(self._tick_s)
 
@@ -83,7 +86,7 @@ class RobotServer:
         self.pacer.wait()
         self._answer_all(timeout_s=0.0)
         self._tick()
-        self._states.send(self.guard.state())
+        self._states.send(self._state())
 
     def _tick(self) -> None:
         self.guard.tick()
@@ -110,7 +113,7 @@ class RobotServer:
         if isinstance(message, Command):
             return self._command(message)
         if isinstance(message, GetState):
-            return self._state_with_images(message.cameras)
+            return self._with_images(message.cameras)
         if isinstance(message, Ping):
             return Pong(stamp_ns=self._clock.now_ns())
         if isinstance(message, Hello):
@@ -151,22 +154,23 @@ class RobotServer:
             refusal=result.refusal,
             message=result.message,
             sent=result.sent,
-            state=self.guard.state(),
+            state=self._state(),
         )
 
     def _reset(self, message: ResetEpisode) -> RobotState:
         self.guard.reset(message.seed)
-        return self.guard.state()
+        return self._state()
 
-    def _state_with_images(self, cameras: tuple[str, ...]) -> RobotState:
+    def _state(self) -> RobotState:
+        """The newest state, with an image of every camera that the robot's observation names."""
+        return self._with_images(self._observed_cameras)
+
+    def _with_images(self, cameras: tuple[str, ...]) -> RobotState:
         state = self.guard.state()
-        if not cameras:
-            return state
-        if self._simulated is None:
-            raise ConfigError(f"{self.guard.spec.name} renders no cameras; its cameras have servers of their own")
         for camera in cameras:
-            if camera not in self._simulated.cameras:
-                raise ConfigError(f"no camera '{camera}'; there are: {', '.join(self._simulated.cameras) or 'none'}")
+            if self._simulated is None or camera not in self._simulated.cameras:
+                offered = ", ".join(self._simulated.cameras) if self._simulated else ""
+                raise ConfigError(f"this robot server renders no camera '{camera}'; it has: {offered or 'none'}")
             state.features[IMAGES + camera] = self._simulated.render(camera)
         return state
 

@@ -86,7 +86,7 @@ _TABLE = (
         max_reply_bytes=8 * MIB,
         link_timeout_s=2.0,
         default_port=7710,
-        start_with="robot-stack robot",
+        start_with="robot-stack robot-server",
         description="lease, lifecycle, commands and state of one robot",
     ),
     Service(
@@ -100,7 +100,7 @@ _TABLE = (
         max_message_bytes=8 * MIB,
         link_timeout_s=2.0,
         default_port=7711,
-        start_with="robot-stack robot",
+        start_with="robot-stack robot-server",
         description="the newest state of one robot; older ones are dropped for a slow watcher",
     ),
     Service(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -57,5 +56,3 @@ def prepared_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small_run(tmp_path: Path, prepared_run: Path) -> SmallRun:
     return SmallRun(tmp_path, prepared_run)
-
-

@@ -20,7 +20,7 @@ HALF_RANGE = np.array([0.1, 2.0], np.float32)
 STATISTICS = Standardizer(mean=(0.0, 0.0), std=(1.0, 1.0))
 RESIDUAL = ResidualConfig(hidden=(32, 32), action_scale=0.4)
 CONFIG = ResidualTd3Config(
-    critics=3, critic_hidden=(32, 32), critic_lr=3e-3, actor_lr=3e-3, critic_only_updates=20, target_noise=0.05
+    critics=3, critic_hidden=(32, 32), critic_lr=3e-3, actor_lr=4e-3, critic_only_updates=20, target_noise=0.05
 )
 SPEC = PolicySpec(name="r", task="t", horizon=1, action=ACTION, observation={"observation.state": vector(("x", "y"))})
 
@@ -34,7 +34,7 @@ def make(config: ResidualTd3Config = CONFIG, residual: ResidualConfig = RESIDUAL
     return ResidualTd3(config, residual, ACTION, STATISTICS, seed)
 
 
-def biased_reach(rng: np.random.Generator, offset: float, size: int = 128) -> TransitionBatch:
+def biased_reach(rng: np.random.Generator, offset: float, size: int = 64) -> TransitionBatch:
     """One-step episodes: the base action misses the wanted one by `offset` (normalised); reward is -distance^2."""
     observation = rng.uniform(-0.5, 0.5, (size, 2)).astype(np.float32)
     base = (observation + offset) * HALF_RANGE
@@ -66,14 +66,14 @@ def equal(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
 @pytest.mark.parametrize("offset", [0.25, -0.25])
 def test_a_bias_of_the_base_within_reach_is_recovered(offset: float) -> None:
     rng, algorithm = np.random.default_rng(0), make()
-    for _ in range(1000):
+    for _ in range(500):
         algorithm.update(biased_reach(rng, offset))
-    np.testing.assert_allclose(corrections(algorithm, offset).mean(axis=0), -offset, atol=0.06)
+    np.testing.assert_allclose(corrections(algorithm, offset).mean(axis=0), -offset, atol=0.08)
 
 
 def test_a_bias_beyond_reach_saturates_the_correction() -> None:
     rng, algorithm = np.random.default_rng(0), make()
-    for _ in range(1000):
+    for _ in range(500):
         algorithm.update(biased_reach(rng, 0.6))
     found = corrections(algorithm, 0.6).mean(axis=0)
     assert (found < -0.36).all() and (found >= -0.4001).all()
@@ -99,10 +99,10 @@ def test_the_actor_learns_at_its_own_interval() -> None:
 
 def test_values_propagate_through_bootstrapping_and_stop_at_termination() -> None:
     """States 0 -> 1 -> end, reward 1 at the end, discount 0.5: values 0.5 and 1."""
-    algorithm = make(msgspec.structs.replace(CONFIG, critic_only_updates=10_000, polyak=0.05))
+    algorithm = make(msgspec.structs.replace(CONFIG, critic_only_updates=10_000, polyak=0.1))
     rng = np.random.default_rng(0)
     mean_q = 0.0
-    for _ in range(800):
+    for _ in range(500):
         second = (rng.random(64) < 0.5).astype(np.float32)
         observation = np.stack([second, 1 - second], axis=1)
         noise = rng.uniform(-1, 1, (64, 2)).astype(np.float32) * HALF_RANGE
