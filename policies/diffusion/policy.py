@@ -52,8 +52,11 @@ class DiffusionPolicy:
 
     @torch.inference_mode()
     def predict_batch(self, observations: FloatArray, seeds: Sequence[tuple[int, int]]) -> FloatArray:
-        """Chunks (N, H, A) for flattened observations (N, D) and their (episode_seed, index)."""
-        normalized = torch.from_numpy(self._config.observation.normalize(observations))
+        """Chunks (N, H, A) for flattened observations (N, D) and their (episode_seed, index).
+
+        An observation outside the demonstrated range is taken as the nearest one inside.
+        """
+        normalized = torch.from_numpy(self._config.observation.normalize(observations).clip(-1.0, 1.0))
         shape = (self._spec.horizon, self._spec.action.shape[0])
         noise = np.stack([_noise(seed, shape) for seed in seeds])
         sample = self._denoise(torch.from_numpy(noise), normalized)

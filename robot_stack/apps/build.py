@@ -8,7 +8,7 @@ from robot_stack.config.schema import FrankaSimConfig, GymnasiumConfig, StackCon
 from robot_stack.core.errors import ConfigError
 from robot_stack.core.messages import Features, FloatArray
 from robot_stack.core.protocols import Robot
-from robot_stack.core.specs import PolicySpec, RobotSpec
+from robot_stack.core.specs import Feature, PolicySpec, RobotSpec
 
 VIEW_PX = 256
 
@@ -59,21 +59,36 @@ def _build_franka_sim(robot: FrankaSimConfig, task: str) -> Robot:
     )
 
 
-def policy_spec(config: StackConfig, robot: RobotSpec, horizon: int) -> PolicySpec:
-    """What a policy for this robot and task reads and writes."""
-    missing = [name for name in config.task.features if name not in robot.observation]
-    if missing:
-        raise ConfigError(
-            f"task.features names {', '.join(missing)}, which {robot.name} does not offer; it offers "
-            f"{', '.join(sorted(robot.observation))}"
-        )
+def base_spec(config: StackConfig, robot: RobotSpec) -> PolicySpec:
+    """What a base policy for this robot and task reads and writes."""
     return PolicySpec(
         name=f"diffusion-{config.task.name}",
         task=config.task.name,
-        horizon=horizon,
+        horizon=config.policy.training.net.horizon,
         action=robot.action,
-        observation={name: robot.observation[name] for name in config.task.features},
+        observation=_features(config.task.features, robot),
     )
+
+
+def residual_spec(config: StackConfig, robot: RobotSpec) -> PolicySpec:
+    """The same for the residual policy, which acts on every single step."""
+    return PolicySpec(
+        name=f"residual-{config.task.name}",
+        task=config.task.name,
+        horizon=1,
+        action=robot.action,
+        observation=_features(config.task.residual_features or config.task.features, robot),
+    )
+
+
+def _features(names: tuple[str, ...], robot: RobotSpec) -> dict[str, Feature]:
+    missing = [name for name in names if name not in robot.observation]
+    if missing:
+        raise ConfigError(
+            f"the task names {', '.join(missing)}, which {robot.name} does not offer; it offers "
+            f"{', '.join(sorted(robot.observation))}"
+        )
+    return {name: robot.observation[name] for name in names}
 
 
 def build_expert(config: StackConfig, spec: RobotSpec) -> Expert:

@@ -84,7 +84,7 @@ def collect(config: StackConfig, network: NetworkConfig, keep_running: Callable[
         attempts, kept = _already(log)
         if kept >= task.demonstrations:
             return Collected(attempts, kept)
-        robot.connect(config.edge.patience_s)
+        layout.remember_robot(robot.connect(config.edge.patience_s).spec)
         robot.arm(config.edge.patience_s)
         proposer = ExpertProposer(build_expert(config, robot.spec))
         noise = ActionNoise(robot.spec.action, task.demonstration_noise)

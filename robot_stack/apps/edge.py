@@ -19,6 +19,7 @@ from policies.diffusion.policy import DiffusionPolicy
 from policies.residual.config import ExplorationConfig
 from policies.residual.explore import explore
 from policies.residual.runtime import ResidualRuntime
+from robot_stack.apps.build import residual_spec
 from robot_stack.apps.connections import learner_client, remote_robot
 from robot_stack.apps.keys import EDGE_KEY, ensure_keys
 from robot_stack.apps.layout import RunLayout, write_atomically
@@ -158,8 +159,10 @@ class EdgeNode:
     def _corrector(self) -> Corrector:
         algorithm = self._config.algorithm
 
+        spec = residual_spec(self._config, self._layout.robot_spec())
+
         def build(version: int, tensors: Mapping[str, Array]) -> ResidualRuntime:
-            return ResidualRuntime(tensors, algorithm.residual, self._policy.spec, version)
+            return ResidualRuntime(tensors, algorithm.residual, spec, version)
 
         live = LiveResidual(NoCorrection(), self._inbox, build)
         return ExploringResidual(live, algorithm.exploration, self._policy, self._config.seed)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from policies.diffusion.policy import DiffusionPolicy
 from policies.residual.runtime import ResidualRuntime
+from robot_stack.apps.build import residual_spec
 from robot_stack.apps.connections import remote_robot
 from robot_stack.apps.keys import ensure_keys
 from robot_stack.apps.layout import RunLayout
@@ -75,7 +76,7 @@ class Trial:
         return directory / (f"{name}.json" if worker is None else f"{name}-worker{worker}.jsonl")
 
 
-def load_residual(config: StackConfig, base: DiffusionPolicy) -> ResidualRuntime | None:
+def load_residual(config: StackConfig) -> ResidualRuntime | None:
     """The residual that the learner published last, from its newest checkpoint; None before there is one."""
     layout = RunLayout.of(config)
     if not layout.checkpoints.exists():
@@ -86,7 +87,7 @@ def load_residual(config: StackConfig, base: DiffusionPolicy) -> ResidualRuntime
         return None
     version = msgspec.json.decode(checkpoint.meta, type=TrainerMeta).version
     tensors = published_tensors(checkpoint.tensors)
-    return ResidualRuntime(tensors, config.algorithm.residual, base.spec, version)
+    return ResidualRuntime(tensors, config.algorithm.residual, residual_spec(config, layout.robot_spec()), version)
 
 
 def trials(config: StackConfig, residual: ResidualRuntime | None) -> list[Trial]:
@@ -159,7 +160,7 @@ def run_worker(config: StackConfig, overrides: Sequence[str], worker: int) -> No
     use_one_torch_thread()
     layout = RunLayout.of(config)
     base = DiffusionPolicy.load(layout.policy)
-    residual = load_residual(config, base)
+    residual = load_residual(config)
     with rollout_robot(config, overrides, f"robot-server-evaluation-{worker}", base) as robot:
         for trial in trials(config, residual):
             runner = RemoteRunner(robot, base, trial, corrector_of(trial, residual), config.edge.max_state_age_s)
@@ -176,8 +177,7 @@ def evaluate_run(
 ) -> list[EvaluationResult]:
     """All trials of a run, in parallel workers with a progress bar; results are saved in the run's folder."""
     layout = RunLayout.of(config)
-    base = DiffusionPolicy.load(layout.policy)
-    planned = trials(config, load_residual(config, base))
+    planned = trials(config, load_residual(config))
     missing = [trial for trial in planned if not trial.file(layout.evaluation).exists()]
     if missing:
         _run_workers(config, overrides, planned, keep_running)

@@ -9,7 +9,8 @@ from pathlib import Path
 import msgspec
 
 from robot_stack.config.schema import StackConfig
-from robot_stack.core.errors import ConfigError
+from robot_stack.core.errors import ConfigError, PolicyError, SpecMismatchError
+from robot_stack.core.specs import RobotSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,11 @@ class RunLayout:
     @property
     def config(self) -> Path:
         return self.root / "config.json"
+
+    @property
+    def robot(self) -> Path:
+        """Spec of the robot that the demonstrations were taken on."""
+        return self.root / "robot.json"
 
     @property
     def keys(self) -> Path:
@@ -91,6 +97,22 @@ class RunLayout:
             return
         self.root.mkdir(parents=True, exist_ok=True)
         write_atomically(self.config, encoded)
+
+    def remember_robot(self, spec: RobotSpec) -> None:
+        """Keep the robot's spec; SpecMismatchError if the run's demonstrations are another robot's."""
+        encoded = msgspec.json.format(msgspec.json.encode(spec), indent=1)
+        if self.robot.exists() and self.robot.read_bytes() != encoded:
+            raise SpecMismatchError(
+                f"the demonstrations in {self.root} were taken on another robot or task (see {self.robot}) than "
+                f"'{spec.name}' ({spec.model}, {spec.task}); begin another run with run=NAME"
+            )
+        write_atomically(self.robot, encoded)
+
+    def robot_spec(self) -> RobotSpec:
+        """The spec that `remember_robot` kept; PolicyError if nothing was collected yet."""
+        if not self.robot.exists():
+            raise PolicyError(f"there are no demonstrations in {self.root}; collect some first: robot-stack collect")
+        return msgspec.json.decode(self.robot.read_bytes(), type=RobotSpec)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from policies.common.features import flatten, vector_length
 from policies.common.normalization import fit_standardizer
 from policies.diffusion.policy import DiffusionPolicy
+from robot_stack.apps.build import residual_spec
 from robot_stack.apps.connections import LEARNER_REQUEST
 from robot_stack.apps.keys import LEARNER_KEY, ensure_keys
 from robot_stack.apps.layout import RunLayout
@@ -19,6 +20,7 @@ from robot_stack.buffer.steps import StepLog
 from robot_stack.buffer.transitions import StepVectors, TransitionBuffer
 from robot_stack.config.schema import StackConfig
 from robot_stack.core.messages import FloatArray, LearnerRequest, Step
+from robot_stack.core.specs import PolicySpec
 from robot_stack.learner.algorithms.residual_td3 import ResidualTd3
 from robot_stack.learner.checkpoint import CheckpointStore
 from robot_stack.learner.loop import LearnerLoop
@@ -59,14 +61,14 @@ def run_learner(config: StackConfig, keep_running: Callable[[], bool]) -> None:
 
 def build_trainer(config: StackConfig, base: DiffusionPolicy, episodes: list[list[Step]], log: StepLog) -> Trainer:
     """The trainer with its demonstrations loaded and relabelled with the base policy's actions."""
-    settings, spec = config.algorithm, base.spec
+    settings, spec = config.algorithm, residual_spec(config, RunLayout.of(config).robot_spec())
     sizes = (vector_length(spec.observation), spec.action.shape[0])
     demonstrations = TransitionBuffer(
         max(1, sum(len(episode) for episode in episodes)), *sizes, settings.n_step, settings.discount
     )
     seen = [flatten(step.observation, spec.observation) for episode in episodes for step in episode]
     for episode in episodes:
-        for vectors in relabelled(episode, base, config.policy.execute_steps):
+        for vectors in relabelled(episode, base, config.policy.execute_steps, spec):
             demonstrations.add(vectors)
     algorithm = ResidualTd3(
         settings.update, settings.residual, spec.action, fit_standardizer(np.stack(seen)), config.seed
@@ -90,34 +92,38 @@ def build_trainer(config: StackConfig, base: DiffusionPolicy, episodes: list[lis
     )
 
 
-def relabelled(episode: list[Step], base: DiffusionPolicy, execute_steps: int) -> list[StepVectors]:
+def relabelled(episode: list[Step], base: DiffusionPolicy, execute_steps: int, spec: PolicySpec) -> list[StepVectors]:
     """One demonstration as the algorithm sees it: what was executed, beside what the base policy would have done.
 
-    The base policy runs open loop in chunks over the demonstrated observations, as it does on the robot.
+    The base policy runs open loop in chunks over the demonstrated observations, as it does on the robot. `spec` is
+    the residual's: the observations that the algorithm reads.
     """
-    observations = [flatten(step.observation, base.spec.observation) for step in episode]
     last = episode[-1]
-    final = flatten(last.final_observation, base.spec.observation) if last.final_observation else None
-    frames = observations if final is None else [*observations, final]
-    actions = _open_loop(frames, episode[0].episode_seed, base, execute_steps)
+    frames = [step.observation for step in episode]
+    if last.final_observation is not None:
+        frames.append(last.final_observation)
+    actions = _open_loop([flatten(frame, base.spec.observation) for frame in frames], episode[0], base, execute_steps)
+    seen = [flatten(frame, spec.observation) for frame in frames]
+    has_final = len(frames) > len(episode)
     return [
         StepVectors(
             stream=(step.session, step.episode),
             index=step.index,
-            observation=observations[i],
+            observation=seen[i],
             action_base=actions[i],
             action=step.action_sent,
             reward=step.reward,
             terminated=step.terminated,
             truncated=step.truncated,
-            final_observation=final if step is last else None,
-            final_action_base=actions[-1] if step is last and final is not None else None,
+            final_observation=seen[-1] if step is last and has_final else None,
+            final_action_base=actions[-1] if step is last and has_final else None,
         )
         for i, step in enumerate(episode)
     ]
 
 
-def _open_loop(frames: list[FloatArray], seed: int, base: DiffusionPolicy, execute_steps: int) -> list[FloatArray]:
+def _open_loop(frames: list[FloatArray], first: Step, base: DiffusionPolicy, execute_steps: int) -> list[FloatArray]:
     starts = range(0, len(frames), execute_steps)
-    chunks = base.predict_batch(np.stack([frames[start] for start in starts]), [(seed, start) for start in starts])
+    seeds = [(first.episode_seed, start) for start in starts]
+    chunks = base.predict_batch(np.stack([frames[start] for start in starts]), seeds)
     return [chunks[i // execute_steps][i % execute_steps] for i in range(len(frames))]

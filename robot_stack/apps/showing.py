@@ -62,7 +62,7 @@ def film_rollouts(
     layout = RunLayout.of(config)
     use_one_torch_thread()
     base = DiffusionPolicy.load(layout.policy)
-    residual = load_residual(config, base)
+    residual = load_residual(config)
     planned = trials(config, residual)
     by_policy = {trial.subject.policy: trial for trial in reversed(planned)}
     if residual is None or config.evaluation.camera == "":
@@ -104,7 +104,7 @@ def run_on_wall_clock(config: StackConfig, overrides: Sequence[str]) -> WallCloc
     if path.exists():
         return msgspec.json.decode(path.read_bytes(), type=WallClockRecord)
     base = DiffusionPolicy.load(layout.policy)
-    residual = load_residual(config, base)
+    residual = load_residual(config)
     trial = trials(config, residual)[1 if residual else 0]
     real_time = [*overrides, "robot.lock_step=false"]
     periods: list[float] = []

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from policies.common.features import flatten
 from policies.diffusion.policy import DiffusionPolicy
-from robot_stack.apps.build import build_robot, policy_spec
+from robot_stack.apps.build import base_spec
 from robot_stack.apps.layout import RunLayout
 from robot_stack.apps.process import use_one_torch_thread
 from robot_stack.buffer.steps import StepLog
@@ -53,7 +53,7 @@ def train(config: StackConfig, keep_running: Callable[[], bool]) -> DiffusionPol
         return DiffusionPolicy.load(layout.policy)
     use_one_torch_thread()
     settings = structs.replace(config.policy.training, seed=config.seed)
-    spec = policy_spec(config, build_robot(config).spec, settings.net.horizon)
+    spec = base_spec(config, layout.robot_spec())
     with StepLog(layout.demonstrations) as log:
         episodes = read_episodes(log)
     if not episodes:

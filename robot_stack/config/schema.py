@@ -72,7 +72,8 @@ class GymnasiumConfig(_Checked, frozen=True, kw_only=True, tag_field="kind", tag
 class TaskConfig(_Checked, frozen=True, kw_only=True):
     """What is to be learned and where its demonstrations come from.
 
-    features: observation features that policies read. demonstrations: episodes to collect. max_attempts: give up
+    features: observation features that the base policy reads; residual_features: those of the residual policy, the
+    same if empty (what demonstrations hold too little of, such as contact forces, only it can use). demonstrations: episodes to collect. max_attempts: give up
     after so many. keep: which attempts become demonstrations: the successful ones, or those whose return reaches
     `keep_return`. demonstration_noise: standard deviation of the noise on the expert's action, as a fraction of the
     action's range; what is learned is the expert's action without it.
@@ -80,6 +81,7 @@ class TaskConfig(_Checked, frozen=True, kw_only=True):
 
     name: str
     features: tuple[str, ...]
+    residual_features: tuple[str, ...] = ()
     demonstrations: int = 60
     max_attempts: int = 300
     keep: Literal["success", "return"] = "success"

@@ -12,7 +12,8 @@ import torch
 from policies.diffusion.config import DiffusionConfig
 from robot_stack.core.errors import ConfigError, PolicyError
 from robot_stack.core.specs import PolicySpec, vector
-from robot_stack.learner.behavior_cloning import BcConfig, BcProgress, DemonstrationArrays, action_chunks, train
+from robot_stack.learner.bc_config import BcConfig
+from robot_stack.learner.behavior_cloning import BcProgress, DemonstrationArrays, action_chunks, train
 
 NET = DiffusionConfig(horizon=2, embed_dim=16, layers=1, heads=2, train_steps=10, inference_steps=5)
 CONFIG = BcConfig(net=NET, steps=20, batch_size=32, warmup_steps=5, checkpoint_every=5)

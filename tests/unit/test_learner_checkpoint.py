@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import textwrap
@@ -12,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from policies.common import durable
 from robot_stack.core.errors import StorageError
 from robot_stack.core.messages import Array
 from robot_stack.learner.checkpoint import CheckpointStore
@@ -111,7 +111,7 @@ def test_a_full_disk_keeps_the_older_checkpoints(tmp_path: Path, monkeypatch: py
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(durable.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match="No space left"):
         store.save(2, tensors(2), b"two")
     monkeypatch.undo()

@@ -13,7 +13,8 @@ from policies.residual.runtime import ResidualRuntime
 from robot_stack.buffer.transitions import TransitionBatch
 from robot_stack.core.errors import ConfigError, PolicyError
 from robot_stack.core.specs import PolicySpec, vector
-from robot_stack.learner.algorithms.residual_td3 import ResidualTd3, ResidualTd3Config
+from robot_stack.learner.algorithms.config import ResidualTd3Config
+from robot_stack.learner.algorithms.residual_td3 import ResidualTd3
 
 ACTION = vector(("a", "b"), (-0.1, -2.0), (0.1, 2.0))
 HALF_RANGE = np.array([0.1, 2.0], np.float32)
@@ -171,4 +172,4 @@ def test_a_reward_that_is_not_finite_stops_the_learner() -> None:
 def test_impossible_settings_are_refused() -> None:
     for wrong in ({"critics": 1}, {"actor_every": 0}, {"polyak": 0.0}, {"actor_lr": 0.0}):
         with pytest.raises(ConfigError):
-            ResidualTd3Config(**wrong)  # type: ignore[arg-type]
+            ResidualTd3Config(**wrong)

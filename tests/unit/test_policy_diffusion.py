@@ -57,7 +57,7 @@ def test_the_table_of_steps_equals_the_ddim_scheduler_of_diffusers(prediction: s
         scheduler = ddim_scheduler(net_config)
         for time in scheduler.timesteps:
             output = policy._net(sample, torch.full((4,), int(time)), observation)
-            sample = scheduler.step(output, int(time), sample).prev_sample
+            (sample, *_) = scheduler.step(output, int(time), sample, return_dict=False)
     torch.testing.assert_close(replayed, sample, atol=2e-5, rtol=1e-4)
     assert [step.time for step in ddim_steps(net_config)] == [int(time) for time in scheduler.timesteps]
 

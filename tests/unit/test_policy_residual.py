@@ -42,7 +42,7 @@ def runtime(actor: ResidualActor, config: ResidualConfig = CONFIG) -> ResidualRu
 def cases(count: int = 200) -> list[tuple[Observation, FloatArray]]:
     rng = np.random.default_rng(1)
     bases = rng.uniform(LOWER, UPPER, (count, 2)).astype(np.float32)
-    bases[:4] = [LOWER, UPPER, [-0.0, 0.0], [0.0, 1.0]]
+    bases[:4] = np.array([LOWER, UPPER, np.array([-0.0, 0.0]), np.array([0.0, 1.0])])
     states = rng.normal(0.0, 3.0, (count, 3)).astype(np.float32)
     return [
         (Observation(id=0, stamp_ns=0, features={"observation.state": state}, age_ns={}), base)
@@ -138,6 +138,6 @@ def test_exploration_stays_inside_the_bounds_and_is_off_at_sigma_zero() -> None:
 def test_impossible_settings_are_refused() -> None:
     for wrong in ({"action_scale": 1.5}, {"hidden": ()}, {"hidden": (0,)}):
         with pytest.raises(ConfigError):
-            ResidualConfig(**wrong)  # type: ignore[arg-type]
+            ResidualConfig(**wrong)
     with pytest.raises(ConfigError):
         ExplorationConfig(sigma=-1.0)
