@@ -100,7 +100,7 @@ class SimulatedFranka:
             simulated=True,
             control_rate_hz=control_rate_hz,
             tick_rate_hz=tick_rate_hz,
-            command_timeout_s=2.5 / control_rate_hz,
+            command_timeout_s=1.5 / control_rate_hz,
             max_episode_steps=self._task.max_episode_steps,
             action=action_feature(action_space, self._task.motion),
             observation=self._observation_features() | image_features(cameras),

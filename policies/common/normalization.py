@@ -12,7 +12,8 @@ from robot_stack.core.errors import PolicyError
 from robot_stack.core.messages import FloatArray
 
 MIN_RANGE = 1e-2
-MIN_STD = 1e-2
+MIN_STD = 3e-3  # millimetres and milliradians matter; anything that varies less is as good as constant
+MAX_STANDARDIZED = 10.0
 
 
 class MinMaxNormalizer(Struct, frozen=True, kw_only=True):
@@ -35,7 +36,10 @@ class MinMaxNormalizer(Struct, frozen=True, kw_only=True):
 
 
 class Standardizer(Struct, frozen=True, kw_only=True):
-    """Maps each dimension to zero mean and unit standard deviation; (..., D) float32."""
+    """Maps each dimension to zero mean and unit standard deviation, clipped to +-`MAX_STANDARDIZED`; (..., D) float32.
+
+    The clip keeps what was never seen while fitting (a hard contact) from drowning everything else.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -47,7 +51,7 @@ class Standardizer(Struct, frozen=True, kw_only=True):
 
     def normalize(self, value: FloatArray) -> FloatArray:
         mean, std = _row(self.mean), _row(self.std)
-        return (value - mean) / std
+        return np.clip((value - mean) / std, -MAX_STANDARDIZED, MAX_STANDARDIZED)
 
 
 def fit_min_max(data: NDArray[Any], min_range: float = MIN_RANGE) -> MinMaxNormalizer:

@@ -30,9 +30,9 @@ class ResidualRuntime:
         _check_tensors(tensors, actor_shapes(config, observation_dim, action_dim), f"residual weights {version}")
         self.version = version
         self._observation_spec = spec.observation
-        self._mean = np.array(tensors[OBSERVATION_MEAN], np.float32)
-        self._std = np.array(tensors[OBSERVATION_STD], np.float32)
-        Standardizer(mean=tuple(self._mean.tolist()), std=tuple(self._std.tolist()))  # refuses a deviation of 0
+        self._standardizer = Standardizer(
+            mean=tuple(tensors[OBSERVATION_MEAN].tolist()), std=tuple(tensors[OBSERVATION_STD].tolist())
+        )
         self._lower, self._upper = spec.action.lower_array(), spec.action.upper_array()
         self._centre = (self._upper + self._lower) / 2
         self._half_range = (self._upper - self._lower) / 2
@@ -51,7 +51,7 @@ class ResidualRuntime:
     def correction(self, observation: FloatArray, action_base: FloatArray) -> FloatArray:
         """What is added to the base action (A,), in the action's units, for a flattened observation (D,)."""
         value: FloatArray = np.concatenate(
-            ((observation - self._mean) / self._std, (action_base - self._centre) / self._half_range)
+            (self._standardizer.normalize(observation), (action_base - self._centre) / self._half_range)
         )
         for weight, bias in self._layers[:-1]:
             value = _normalized_relu(value @ weight + bias)

@@ -220,14 +220,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Options and overrides may stand in any order, which argparse alone does not allow."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    unknown = [word for word in rest if word.startswith("-") or "=" not in word]
+    if unknown:
+        parser.error(f"what is '{unknown[0]}'? Options are listed by --help, configuration is KEY=VALUE")
+    arguments.overrides = [*arguments.overrides, *rest]
+    if arguments.command == "keys" and "=" in arguments.name:
+        arguments.overrides, arguments.name = [arguments.name, *arguments.overrides], ""
+    return arguments
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; the exit code says which kind of error ended it (see robot_stack.core.errors)."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(argv)
     from robot_stack.apps.process import fail, set_up_logging
 
     set_up_logging(arguments.verbose)
-    if arguments.command == "keys" and "=" in arguments.name:
-        arguments.overrides, arguments.name = [arguments.name, *arguments.overrides], ""
     try:
         return SUBCOMMANDS[arguments.command].run(arguments)
     except RobotStackError as error:

@@ -73,10 +73,10 @@ class TaskConfig(_Checked, frozen=True, kw_only=True):
     """What is to be learned and where its demonstrations come from.
 
     features: observation features that the base policy reads; residual_features: those of the residual policy, the
-    same if empty (what demonstrations hold too little of, such as contact forces, only it can use). demonstrations: episodes to collect. max_attempts: give up
-    after so many. keep: which attempts become demonstrations: the successful ones, or those whose return reaches
-    `keep_return`. demonstration_noise: standard deviation of the noise on the expert's action, as a fraction of the
-    action's range; what is learned is the expert's action without it.
+    same if empty (what demonstrations hold too little of, such as contact forces, only it can use). demonstrations:
+    episodes to collect. max_attempts: give up after so many. keep: which attempts become demonstrations: the
+    successful ones, or those whose return reaches `keep_return`. demonstration_noise: standard deviation of the noise
+    on the expert's action, as a fraction of the action's range; what is learned is the action without it.
     """
 
     name: str

@@ -10,6 +10,7 @@ import pytest
 
 from robot_stack.apps.connections import free_network, network_overrides
 from robot_stack.apps.supervisor import robot_stack_command
+from robot_stack.config.schema import NetworkConfig
 
 SMALL = (
     "run=small",
@@ -33,14 +34,14 @@ def run_cli(*arguments: str, timeout_s: float = 120.0) -> subprocess.CompletedPr
 class SmallRun:
     """A copy of the prepared run in a folder of its own, with free ports."""
 
-    def __init__(self, directory: Path, prepared: Path) -> None:
+    def __init__(self, directory: Path, prepared: Path, network: NetworkConfig | None = None) -> None:
         shutil.copytree(prepared, directory / "small")
         self.root = directory / "small"
+        self.network = network or free_network()
         self._directory = directory
-        self._network = network_overrides(free_network())
 
     def overrides(self, *more: str) -> list[str]:
-        return [*SMALL, f"runs_directory={self._directory}", *self._network, *more]
+        return [*SMALL, f"runs_directory={self._directory}", *network_overrides(self.network), *more]
 
 
 @pytest.fixture(scope="session")

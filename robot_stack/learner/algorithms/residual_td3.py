@@ -44,7 +44,6 @@ class ResidualTd3:
         observation_dim, action_dim = len(observation.mean), action.shape[0]
         self._config = config
         self._standardizer = observation
-        self._mean, self._std = torch.tensor(observation.mean), torch.tensor(observation.std)
         lower, upper = torch.from_numpy(action.lower_array()), torch.from_numpy(action.upper_array())
         self._centre, self._half_range = (upper + lower) / 2, (upper - lower) / 2
         self._generator = torch.Generator().manual_seed(seed)
@@ -116,7 +115,7 @@ class ResidualTd3:
         return norm
 
     def _observe(self, observation: Array) -> Tensor:
-        return (torch.from_numpy(observation) - self._mean) / self._std
+        return torch.from_numpy(self._standardizer.normalize(observation))
 
     def _act(self, action: Array) -> Tensor:
         return ((torch.from_numpy(action) - self._centre) / self._half_range).clamp_(-1.0, 1.0)
