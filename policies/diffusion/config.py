@@ -26,7 +26,7 @@ class DiffusionConfig(Struct, frozen=True, kw_only=True):
     heads: int = 4
     train_steps: int = 20
     inference_steps: int = 5
-    prediction: Literal["epsilon", "sample"] = "epsilon"
+    prediction: Literal["epsilon", "sample"] = "sample"
 
     def __post_init__(self) -> None:
         for name in ("horizon", "embed_dim", "layers", "heads", "train_steps", "inference_steps"):

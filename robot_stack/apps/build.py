@@ -77,7 +77,7 @@ def residual_spec(config: StackConfig, robot: RobotSpec) -> PolicySpec:
         task=config.task.name,
         horizon=1,
         action=robot.action,
-        observation=_features(config.task.residual_features or config.task.features, robot),
+        observation=_features(config.task.features, robot),
     )
 
 

@@ -72,16 +72,14 @@ class GymnasiumConfig(_Checked, frozen=True, kw_only=True, tag_field="kind", tag
 class TaskConfig(_Checked, frozen=True, kw_only=True):
     """What is to be learned and where its demonstrations come from.
 
-    features: observation features that the base policy reads; residual_features: those of the residual policy, the
-    same if empty (what demonstrations hold too little of, such as contact forces, only it can use). demonstrations:
-    episodes to collect. max_attempts: give up after so many. keep: which attempts become demonstrations: the
-    successful ones, or those whose return reaches `keep_return`. demonstration_noise: standard deviation of the noise
+    features: observation features that policies read. demonstrations: episodes to collect. max_attempts: give up
+    after so many. keep: which attempts become demonstrations: the successful ones, or those whose return reaches
+    `keep_return`. demonstration_noise: standard deviation of the noise
     on the expert's action, as a fraction of the action's range; what is learned is the action without it.
     """
 
     name: str
     features: tuple[str, ...]
-    residual_features: tuple[str, ...] = ()
     demonstrations: int = 60
     max_attempts: int = 300
     keep: Literal["success", "return"] = "success"
@@ -128,7 +126,7 @@ class LearnerConfig(_Checked, frozen=True, kw_only=True):
     episode after so many steps. checkpoint_every_s: seconds between checkpoints. durability: `power` syncs every
     batch of steps to the disk before it is acknowledged, `process` leaves that to the kernel."""
 
-    target_steps: int = 30_000
+    target_steps: int = 15_000
     publish_every_steps: int = 250
     checkpoint_every_s: float = 15.0
     durability: Literal["process", "power"] = "power"

@@ -7,8 +7,7 @@ from robot_stack.config.schema import TaskConfig
 TASKS: dict[str, TaskConfig] = {
     "peg_insertion": TaskConfig(
         name="peg_insertion",
-        features=("observation.state", "observation.environment_state"),
-        residual_features=("observation.state", "observation.environment_state", "observation.external_wrench"),
+        features=("observation.state", "observation.environment_state", "observation.external_wrench"),
         demonstrations=60,
         demonstration_noise=0.1,
     ),

@@ -16,9 +16,9 @@ class BcConfig(Struct, frozen=True, kw_only=True):
     """
 
     net: DiffusionConfig = DiffusionConfig()
-    steps: int = 3_000
+    steps: int = 2_000
     batch_size: int = 128
-    lr: float = 1e-3
+    lr: float = 2e-3
     warmup_steps: int = 100
     weight_decay: float = 1e-3
     ema_power: float = 0.75

@@ -57,6 +57,12 @@ def test_constant_columns_stay_finite_and_centred() -> None:
     np.testing.assert_array_equal(fit_standardizer(data).normalize(data), 0.0)
 
 
+def test_standardised_values_are_bounded_where_the_data_never_went() -> None:
+    standardizer = fit_standardizer(np.random.default_rng(0).normal(3.0, 2.0, (1000, 1)).astype(np.float32))
+    scaled = standardizer.normalize(np.array([[3.0], [5.0], [1e6], [-1e6]], np.float32))
+    np.testing.assert_allclose(scaled[:, 0], [0.0, 1.0, 10.0, -10.0], atol=0.1)
+
+
 def test_statistics_of_bad_data_are_refused() -> None:
     data = np.zeros((4, 3), np.float32)
     data[2, 1] = np.nan
