@@ -24,7 +24,7 @@ from robot_stack.apps.showing import film_rollouts, run_on_wall_clock
 from robot_stack.apps.supervisor import Supervisor, robot_stack_command
 from robot_stack.apps.train import train
 from robot_stack.config.compose import compose_config
-from robot_stack.config.schema import FrankaSimConfig, StackConfig
+from robot_stack.config.schema import StackConfig
 from robot_stack.core.errors import TransportError
 from robot_stack.core.messages import GetProgress, LearnerProgress
 from robot_stack.evaluation.results import EvaluationResult
@@ -168,7 +168,7 @@ def report_on(config: StackConfig, overrides: Sequence[str], keep_running: Calla
     _say("5/5 film, run on the wall clock, write the report")
     before, after = _of(results, BASE), _of(results, IMPROVED)
     clips = film_rollouts(config, overrides, before, after) if before and after else []
-    wall_clock = run_on_wall_clock(config, overrides) if isinstance(config.robot, FrankaSimConfig) else None
+    wall_clock = run_on_wall_clock(config, overrides)
     state = memory.save()
     findings = Findings(
         results=results, restarts=state.restarts, wall_s=state.worked_s, clips=clips, wall_clock=wall_clock

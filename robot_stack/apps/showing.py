@@ -15,13 +15,14 @@ from robot_stack.apps.evaluate import (
     IMPROVED,
     RemoteRunner,
     corrector_of,
+    evaluation_seeds,
     load_residual,
     rollout_robot,
     trials,
 )
 from robot_stack.apps.layout import RunLayout, write_atomically
 from robot_stack.apps.process import use_one_torch_thread
-from robot_stack.config.schema import StackConfig
+from robot_stack.config.schema import FrankaSimConfig, StackConfig
 from robot_stack.core.messages import Array
 from robot_stack.edge.control_loop import LoopStep
 from robot_stack.edge.remote_robot import RemoteRobot
@@ -29,7 +30,6 @@ from robot_stack.evaluation.results import EvaluationResult
 from robot_stack.evaluation.video import Frames, side_by_side, write_gif
 
 HOLD_FRAMES = 8
-WALL_CLOCK_EPISODES = 3
 
 
 class WallClockRecord(Struct, frozen=True, kw_only=True):
@@ -97,8 +97,11 @@ def _interesting_seeds(before: EvaluationResult, after: EvaluationResult) -> lis
     return solved[:2] + failed[:1] + solved[2:] + [episode.seed for episode in after.episodes if episode.success]
 
 
-def run_on_wall_clock(config: StackConfig, overrides: Sequence[str]) -> WallClockRecord:
-    """A few episodes of the improved policy in real time; measured once and kept."""
+def run_on_wall_clock(config: StackConfig, overrides: Sequence[str]) -> WallClockRecord | None:
+    """A few episodes of the improved policy in real time; measured once and kept. None if none are wanted."""
+    episodes = config.evaluation.wall_clock_episodes
+    if episodes < 1 or not isinstance(config.robot, FrankaSimConfig):
+        return None
     layout = RunLayout.of(config)
     path = layout.evaluation / "wall_clock.json"
     if path.exists():
@@ -110,7 +113,7 @@ def run_on_wall_clock(config: StackConfig, overrides: Sequence[str]) -> WallCloc
     periods: list[float] = []
     overruns = ticks = successes = 0
     with rollout_robot(config, real_time, "robot-server-wall-clock", base) as robot:
-        for seed in range(config.evaluation.first_seed, config.evaluation.first_seed + WALL_CLOCK_EPISODES):
+        for seed in evaluation_seeds(config, episodes):
             runner = RemoteRunner(robot, base, trial, corrector_of(trial, residual), config.edge.max_state_age_s)
             successes += runner.run(seed).success
             if robot.pacer is not None:
@@ -123,7 +126,7 @@ def run_on_wall_clock(config: StackConfig, overrides: Sequence[str]) -> WallCloc
         overruns=overruns,
         ticks=ticks,
         successes=successes,
-        episodes=WALL_CLOCK_EPISODES,
+        episodes=episodes,
     )
     write_atomically(path, msgspec.json.encode(record))
     return record

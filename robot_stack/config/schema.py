@@ -153,7 +153,8 @@ class EvaluationConfig(_Checked, frozen=True, kw_only=True):
     """episodes: paired episodes on seeds first_seed, first_seed + 1, ...; training never uses these seeds.
     workers: parallel processes, each with a robot server of its own. replan_every: re-planning intervals at which
     the base policy is shown beside the trained one; replan_episodes: episodes for each of them. videos: rollouts
-    in the report, seen by `camera` ('' for none)."""
+    in the report, seen by `camera` ('' for none). wall_clock_episodes: episodes of the simulated Franka in real time,
+    for the timing of the control loop."""
 
     episodes: int = 200
     first_seed: int = 0
@@ -162,6 +163,7 @@ class EvaluationConfig(_Checked, frozen=True, kw_only=True):
     replan_episodes: int = 100
     videos: int = 3
     camera: str = "front"
+    wall_clock_episodes: int = 3
 
     def positive(self) -> tuple[str, ...]:
         return ("episodes", "workers", "replan_episodes")
