@@ -126,7 +126,7 @@ class LearnerConfig(_Checked, frozen=True, kw_only=True):
     episode after so many steps. checkpoint_every_s: seconds between checkpoints. durability: `power` syncs every
     batch of steps to the disk before it is acknowledged, `process` leaves that to the kernel."""
 
-    target_steps: int = 15_000
+    target_steps: int = 20_000
     publish_every_steps: int = 250
     checkpoint_every_s: float = 15.0
     durability: Literal["process", "power"] = "power"

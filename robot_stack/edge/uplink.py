@@ -44,7 +44,7 @@ class Uplink:
         self._thread = threading.Thread(target=self._run, name="uplink", daemon=True)
         self._next_progress_s = 0.0
         self.duplicates = 0
-        self.reachable = False
+        self.reachable: bool | None = None
 
     def __enter__(self) -> Uplink:
         self._thread.start()
@@ -96,8 +96,8 @@ class Uplink:
                         if not self._turn(client):
                             self._stop.wait(IDLE_S)
             except (TransportError, RobotError, PolicyError) as error:
-                if self.reachable:
-                    logger.warning("learner: %s", error)
+                if self.reachable is not False:
+                    logger.warning("learner: %s; steps are kept in the spool meanwhile", error)
                 self.reachable = False
                 self._stop.wait(RETRY_S)
 

@@ -40,7 +40,7 @@ class PegInsertionConfig:
     centre_m: tuple[float, float] = (0.50, 0.0)
     socket_xy_range_m: float = 0.030
     socket_yaw_range_rad: float = 0.15
-    observation_bias_range_m: float = 0.003
+    observation_bias_range_m: float = 0.004
     start_height_m: float = 0.060
     start_range_m: float = 0.010
     max_step_m: float = 0.010
