@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from robot_stack.core.errors import MessageError, PolicyError, RobotError, TransportError
+from robot_stack.core.errors import MessageError, RobotStackError
 from robot_stack.core.messages import GetProgress, GetWeights, LearnerProgress, LearnerReply, StepAck, StepBatch
 from robot_stack.edge.spool import Spool
 from robot_stack.edge.weights import WeightInbox, fetch_weights, load_tensors
@@ -95,7 +95,7 @@ class Uplink:
                     while not self._stop.is_set():
                         if not self._turn(client):
                             self._stop.wait(IDLE_S)
-            except (TransportError, RobotError, PolicyError) as error:
+            except RobotStackError as error:
                 if self.reachable is not False:
                     logger.warning("learner: %s; steps are kept in the spool meanwhile", error)
                 self.reachable = False
