@@ -125,6 +125,13 @@ def _status(arguments: argparse.Namespace) -> int:
     return print_status(compose_config(arguments.overrides))
 
 
+def _operate(arguments: argparse.Namespace) -> int:
+    from robot_stack.apps.operate import operate
+    from robot_stack.config.compose import compose_config
+
+    return operate(compose_config(arguments.overrides), arguments.action)
+
+
 def _keys(arguments: argparse.Namespace) -> int:
     from robot_stack.apps.key_commands import run_keys
 
@@ -176,6 +183,12 @@ SUBCOMMANDS: dict[str, _Subcommand] = {
         "Asks both and prints their answers in words; says which of them cannot be reached.",
         _status,
     ),
+    "operate": _Subcommand(
+        "activate, deactivate or stop the robot by hand, or clear its fault",
+        "Uses the operator's key. Look at the robot before you activate it or clear a fault. `stop` ramps to rest; it "
+        "is no emergency stop.",
+        _operate,
+    ),
     "keys": _Subcommand(
         "make, list and revoke the CURVE keys of a run",
         "Every connection is encrypted, and only keys on the list may connect. Roles: robot, edge, operator, viewer, "
@@ -212,6 +225,8 @@ def _parser() -> argparse.ArgumentParser:
             one.add_argument("--worker", type=int, default=None, help=argparse.SUPPRESS)
         if name == "collect":
             one.add_argument("--connect", action="store_true", help="use the robot server that is already running")
+        if name == "operate":
+            one.add_argument("action", choices=("activate", "deactivate", "clear-fault", "stop"), help="what to do")
         if name == "keys":
             one.add_argument("action", choices=("make", "list", "revoke"), help="what to do")
             one.add_argument("name", nargs="?", default="", help="name of the key (make, revoke)")

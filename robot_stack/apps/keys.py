@@ -9,8 +9,15 @@ ROBOT_KEY = "robot"
 EDGE_KEY = "edge"
 LEARNER_KEY = "learner"
 VIEWER_KEY = "viewer"
+OPERATOR_KEY = "operator"
 
-_NEEDED = ((ROBOT_KEY, Role.ROBOT), (EDGE_KEY, Role.EDGE), (LEARNER_KEY, Role.LEARNER), (VIEWER_KEY, Role.VIEWER))
+_NEEDED = (
+    (ROBOT_KEY, Role.ROBOT),
+    (EDGE_KEY, Role.EDGE),
+    (LEARNER_KEY, Role.LEARNER),
+    (VIEWER_KEY, Role.VIEWER),
+    (OPERATOR_KEY, Role.OPERATOR),
+)
 
 
 def ensure_keys(layout: RunLayout) -> KeyStore:

@@ -17,7 +17,7 @@ from robot_stack.apps.keys import ROBOT_KEY, ensure_keys
 from robot_stack.apps.layout import RunLayout
 from robot_stack.config.schema import StackConfig
 from robot_stack.core.clock import ManualClock, MonotonicClock, Pacer, s_to_ns
-from robot_stack.core.errors import ConfigError, RobotError, RobotStackError
+from robot_stack.core.errors import CommandRefusedError, ConfigError, RobotError, RobotStackError
 from robot_stack.core.messages import (
     SCHEMA_VERSION,
     AcquireLease,
@@ -42,6 +42,7 @@ from robot_stack.core.messages import (
 from robot_stack.core.protocols import Robot, SimulatedRobot
 from robot_stack.core.specs import IMAGES
 from robot_stack.safety.guard import RobotGuard
+from robot_stack.transport.keys import Role
 from robot_stack.transport.server import Request, RequestServer
 from robot_stack.transport.stream import Publisher
 
@@ -104,11 +105,11 @@ class RobotServer:
 
     def _answer(self, request: Request[RobotRequest]) -> RobotReply:
         try:
-            return self._handle(request.message, request.peer)
+            return self._handle(request.message, request.peer, request.role)
         except RobotStackError as error:
             return Failed(reason=getattr(error, "reason", type(error).__name__), message=str(error))
 
-    def _handle(self, message: RobotRequest, peer: str) -> RobotReply:
+    def _handle(self, message: RobotRequest, peer: str, role: Role) -> RobotReply:
         guard = self.guard
         if isinstance(message, Command):
             return self._command(message)
@@ -127,11 +128,26 @@ class RobotServer:
         if isinstance(message, ReleaseLease):
             guard.release_lease(message.session)
             return Done()
-        guard.require_lease(message.session)
         if isinstance(message, Transition):
-            guard.transition(message.target)
+            self._transition(message, role)
             return Done()
+        guard.require_lease(message.session)
         return self._reset(message)
+
+    def _transition(self, message: Transition, role: Role) -> None:
+        """An operator's key may do it at any time; the lease holder only what needs no person."""
+        if role is not Role.OPERATOR:
+            self.guard.require_lease(message.session)
+            arms = message.target is Lifecycle.ACTIVE and self._simulated is None
+            if arms or self.guard.lifecycle is Lifecycle.FAULT:
+                needed = (
+                    "activate it: robot-stack operate activate"
+                    if arms
+                    else "look at it: robot-stack operate clear-fault"
+                )
+                fault = f" is in fault ({self.guard.fault})" if self.guard.fault else ""
+                raise CommandRefusedError("person", f"{self.guard.spec.name}{fault}: a person has to {needed}")
+        self.guard.transition(message.target)
 
     def _hello(self, message: Hello) -> RobotReply:
         if message.schema_version != SCHEMA_VERSION:

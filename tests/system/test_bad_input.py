@@ -83,6 +83,16 @@ def wait_until_served(run: SmallRun) -> None:
     raise AssertionError("the robot server did not come up")
 
 
+def test_a_person_activates_stops_and_deactivates_by_hand(small_run: SmallRun) -> None:
+    with Supervisor(small_run.root / "logs", announce=print) as supervisor:
+        supervisor.start("robot-server", robot_stack_command("robot-server", *small_run.overrides()))
+        wait_until_served(small_run)
+        for action, lifecycle in (("activate", "active"), ("stop", "active"), ("deactivate", "inactive")):
+            done = run_cli("operate", action, *small_run.overrides())
+            assert done.returncode == 0, done.stderr
+            assert f"franka_0 is {lifecycle}" in done.stdout
+
+
 def test_policy_of_another_task(small_run: SmallRun) -> None:
     with Supervisor(small_run.root / "logs", announce=print) as supervisor:
         other = small_run.overrides("task=pick_cube")
