@@ -1,4 +1,4 @@
-"""Who may arm a robot and clear its fault, asked over the real wire of a server around a driver that fails on command."""
+"""Who may arm a robot and clear its fault: asked over the real wire, around a driver that fails on command."""
 
 from __future__ import annotations
 
