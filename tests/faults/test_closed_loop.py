@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -99,10 +100,10 @@ def test_the_robot_stops_within_deadline_and_a_period_when_the_edge_dies(small_r
     last_fresh = next(state for state in after if state.last_command_seq == last_command)
     stopping = next(state for state in after if state.stopping and state.seq > last_fresh.seq)
     delay_s = (stopping.stamp_ns - last_fresh.stamp_ns) / 1e9
-    # One tick for the stop to begin, one because the command may have come just after the tick before.
-    assert delay_s <= COMMAND_TIMEOUT_S + 2 * TICK_S + 0.005, (
-        f"stop began {delay_s * 1e3:.0f} ms after the last command"
-    )
+    # One period for the stop to begin, one because a state shows it only afterwards. A busy machine stretches periods.
+    periods_s = [(later.stamp_ns - state.stamp_ns) / 1e9 for state, later in pairwise(after)]
+    allowed_s = COMMAND_TIMEOUT_S + TICK_S + max(TICK_S, *periods_s) + 0.002
+    assert delay_s <= allowed_s, f"stop began {delay_s * 1e3:.0f} ms after the last command"
     at_rest = next(state for state in after if state.seq > stopping.seq and not state.moving)
     assert (at_rest.stamp_ns - stopping.stamp_ns) / 1e9 <= 0.25
     assert after[-1].lifecycle is Lifecycle.ACTIVE and not after[-1].moving
