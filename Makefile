@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := sim,gymnasium,dev
-APT_PACKAGES := libegl1 libgl1 libgles2 libosmesa6 python3-venv
+APT_PACKAGES := gcc libegl1 libgl1 libgles2 libosmesa6 linux-libc-dev python3-dev python3-venv
 
 .PHONY: demo test check bench setup system clean
 
