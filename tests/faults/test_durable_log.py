@@ -13,6 +13,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -188,25 +189,30 @@ def test_another_schema_version_is_refused(tmp_path: Path, monkeypatch: pytest.M
 # ---- full and failing disks -------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def file_size_limit() -> Iterator[int]:
-    """The kernel cuts every write at this file size and then refuses it, as a full disk does."""
-    limit = 4096
+@contextmanager
+def file_size_limit(limit: int) -> Iterator[None]:
+    """The kernel cuts every write at this file size and then refuses it, as a full disk does.
+
+    No fixture: the limit holds for the whole process, and pytest writes its report between a test and its teardown.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    yield limit
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_short_write_is_taken_back_and_appending_works_again(tmp_path: Path, file_size_limit: int) -> None:
-    with DurableLog(tmp_path / "log") as log:
+def test_a_short_write_is_taken_back_and_appending_works_again(tmp_path: Path) -> None:
+    limit = 4096
+    with file_size_limit(limit), DurableLog(tmp_path / "log") as log:
         log.append(payload(0))
         log.sync()
         before = log.size_bytes
         with pytest.raises(StorageError, match=r"nothing could be appended.*The log is unharmed"):
-            log.append(bytes(file_size_limit))
+            log.append(bytes(limit))
         with pytest.raises(StorageError):
-            log.append_many([payload(1), payload(2), bytes(file_size_limit)])
+            log.append_many([payload(1), payload(2), bytes(limit)])
         assert log.next_index == 1
         assert list_segments(tmp_path / "log")[-1][1].stat().st_size == log.size_bytes == before
         assert log.append(payload(1)) == 1
