@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from robot_stack.apps.connections import free_network, network_overrides
 from robot_stack.apps.supervisor import Supervisor, robot_stack_command
 from robot_stack.core.errors import (
     AuthenticationError,
@@ -48,7 +49,7 @@ def test_wrong_configuration(overrides: list[str], words: list[str], tmp_path: P
 
 def test_unknown_environment(tmp_path: Path) -> None:
     overrides = ["robot=gymnasium", "robot.env_id=gym_pusht/NoSuch-v0", "task=pusht", f"runs_directory={tmp_path}"]
-    done = run_cli("robot-server", *overrides)
+    done = run_cli("robot-server", *overrides, *network_overrides(free_network()))
     check(done, RobotError, "NoSuch")
 
 
