@@ -77,18 +77,24 @@ class Link:
 
         Nothing waits for a connection that may come later: an old request must not run after a reconnect.
         """
-        socket = self._wait(zmq.POLLOUT, deadline_s)
-        if socket is None:
-            return False
-        socket.send_multipart(frames, zmq.NOBLOCK, copy=True)
-        return True
+        while (socket := self._wait(zmq.POLLOUT, deadline_s)) is not None:
+            try:
+                socket.send_multipart(frames, zmq.NOBLOCK, copy=True)
+                return True
+            except zmq.Again:
+                # The connection was lost between the poll and the send. A first part may lie in the socket: drop it.
+                self.close()
+                self.open()
+        return False
 
     def receive(self, deadline_s: float) -> list[Buffer] | None:
         """The frames of the next message; None if there is none until the deadline."""
-        socket = self._wait(zmq.POLLIN, deadline_s)
-        if socket is None:
-            return None
-        return [frame.buffer for frame in socket.recv_multipart(zmq.NOBLOCK, copy=False)]
+        while (socket := self._wait(zmq.POLLIN, deadline_s)) is not None:
+            try:
+                return [frame.buffer for frame in socket.recv_multipart(zmq.NOBLOCK, copy=False)]
+            except zmq.Again:
+                continue  # the connection was lost between the poll and the reading
+        return None
 
     def raise_if_refused(self) -> None:
         """AuthenticationError if the last handshake, a moment ago, failed."""
