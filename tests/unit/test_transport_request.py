@@ -89,6 +89,31 @@ def test_a_silent_server_is_reported_and_its_late_reply_is_not_mixed_up(keys: Ke
         assert isinstance(ping(asking), Done)
 
 
+def test_a_server_that_dies_at_any_moment_is_unreachable_and_nothing_else(keys: KeyStore) -> None:
+    """The connection may vanish between any two calls of the client; it must never see a raw socket error."""
+    with Serving(keys) as first:
+        address = first.server.address
+    done = threading.Event()
+
+    def restart_again_and_again() -> None:
+        for number in range(25):
+            with Serving(keys, address):
+                time.sleep(0.08 + 0.003 * number)
+        done.set()
+
+    restarting = threading.Thread(target=restart_again_and_again)
+    answered = 0
+    with client(keys, address) as asking:
+        restarting.start()
+        while not done.is_set():
+            try:
+                answered += isinstance(ping(asking, 0.1), Pong)
+            except UnreachableError:
+                continue
+        restarting.join()
+    assert answered > 20
+
+
 def test_a_client_survives_the_restart_of_its_server(keys: KeyStore) -> None:
     with Serving(keys) as serving:
         address = serving.server.address
