@@ -6,6 +6,7 @@ import logging
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from robot_stack.core.messages import (
 )
 from robot_stack.transport.client import RequestClient
 from robot_stack.transport.keys import KeyStore, Role
+from robot_stack.transport.link import Link
 from robot_stack.transport.server import Request, RequestServer
 from tests.transport_kit import ROBOT, Serving, client, command, eventually, make_keys, ping, service_with
 
@@ -89,29 +91,34 @@ def test_a_silent_server_is_reported_and_its_late_reply_is_not_mixed_up(keys: Ke
         assert isinstance(ping(asking), Done)
 
 
-def test_a_server_that_dies_at_any_moment_is_unreachable_and_nothing_else(keys: KeyStore) -> None:
-    """The connection may vanish between any two calls of the client; it must never see a raw socket error."""
-    with Serving(keys) as first:
-        address = first.server.address
-    done = threading.Event()
+class CutLink(Link):
+    """A link whose server is taken away right after the socket was found ready to send."""
 
-    def restart_again_and_again() -> None:
-        for number in range(25):
-            with Serving(keys, address):
-                time.sleep(0.08 + 0.003 * number)
-        done.set()
+    def cut_with(self, cut: Callable[[], None]) -> None:
+        self._cut: Callable[[], None] | None = cut
 
-    restarting = threading.Thread(target=restart_again_and_again)
-    answered = 0
-    with client(keys, address) as asking:
-        restarting.start()
-        while not done.is_set():
-            try:
-                answered += isinstance(ping(asking, 0.1), Pong)
-            except UnreachableError:
-                continue
-        restarting.join()
-    assert answered > 20
+    def _wait(self, event: int, deadline_s: float) -> zmq.Socket[bytes] | None:
+        socket = super()._wait(event, deadline_s)
+        if socket is not None and event == zmq.POLLOUT and self._cut is not None:
+            self._cut()
+            self._cut = None
+            time.sleep(0.3)
+        return socket
+
+
+def test_a_connection_lost_between_poll_and_send_is_no_error(keys: KeyStore) -> None:
+    serving = Serving(keys)
+    serving.__enter__()
+    address = serving.server.address
+    link = CutLink(zmq.DEALER, ROBOT, address, keys, "edge", "robot")
+    link.cut_with(serving.__exit__)
+    link.open()
+    try:
+        assert not link.send([b"12345678", b"x"], time.monotonic() + 2.0)
+        with Serving(keys, address):
+            assert link.send([b"12345678", b"x"], time.monotonic() + 5.0)
+    finally:
+        link.close()
 
 
 def test_a_client_survives_the_restart_of_its_server(keys: KeyStore) -> None:
