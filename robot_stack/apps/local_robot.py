@@ -9,6 +9,7 @@ from robot_stack.apps.connections import free_network, network_overrides
 from robot_stack.apps.layout import RunLayout
 from robot_stack.apps.supervisor import Supervisor, robot_stack_command
 from robot_stack.config.schema import NetworkConfig, StackConfig
+from robot_stack.core.errors import UnreachableError
 
 
 @contextmanager
@@ -22,4 +23,8 @@ def local_robot_server(
     network = free_network()
     with Supervisor(RunLayout.of(config).logs, announce=lambda _: None) as supervisor:
         supervisor.start(name, robot_stack_command("robot-server", *overrides, *network_overrides(network)))
-        yield network
+        try:
+            yield network
+        except UnreachableError:
+            supervisor.watch()  # if the server ended with an error, this says which
+            raise

@@ -14,6 +14,7 @@ from robot_stack.core.errors import (
     ConfigError,
     PolicyError,
     RobotError,
+    RobotStackError,
     SpecMismatchError,
     UnreachableError,
 )
@@ -51,6 +52,13 @@ def test_unknown_environment(tmp_path: Path) -> None:
     overrides = ["robot=gymnasium", "robot.env_id=gym_pusht/NoSuch-v0", "task=pusht", f"runs_directory={tmp_path}"]
     done = run_cli("robot-server", *overrides, *network_overrides(free_network()))
     check(done, RobotError, "NoSuch")
+
+
+def test_a_robot_server_of_ones_own_that_cannot_start_says_why(tmp_path: Path) -> None:
+    done = run_cli("collect", f"runs_directory={tmp_path}", "robot.cameras=[back]", "edge.patience_s=6")
+    assert done.returncode == RobotStackError.exit_code, done.stderr
+    assert "no camera 'back'; it has front, wrist_rgb" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_training_without_demonstrations(tmp_path: Path) -> None:
