@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
+from hardware.sim.experts import Expert
 from robot_stack.config.schema import FrankaSimConfig, GymnasiumConfig, StackConfig
 from robot_stack.core.errors import ConfigError
-from robot_stack.core.messages import Features, FloatArray
 from robot_stack.core.protocols import Robot
 from robot_stack.core.specs import Feature, PolicySpec, RobotSpec
 
 VIEW_PX = 256
-
-
-class Expert(Protocol):
-    """A scripted demonstrator. `act` gives an action (A,) inside the action's bounds."""
-
-    def reset(self, seed: int) -> None: ...
-
-    def act(self, features: Features, ground_truth: Features) -> FloatArray: ...
 
 
 def build_robot(config: StackConfig) -> Robot:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from robot_stack.apps.build import Expert, build_expert
+from hardware.sim.experts import Expert
+from robot_stack.apps.build import build_expert
 from robot_stack.apps.connections import remote_robot
 from robot_stack.apps.keys import ensure_keys
 from robot_stack.apps.layout import RunLayout

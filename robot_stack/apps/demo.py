@@ -16,7 +16,7 @@ from robot_stack.apps.collect import collect
 from robot_stack.apps.connections import learner_client
 from robot_stack.apps.evaluate import BASE, IMPROVED, evaluate_run
 from robot_stack.apps.keys import VIEWER_KEY, ensure_keys
-from robot_stack.apps.layout import RunLayout, write_atomically
+from robot_stack.apps.layout import RunLayout
 from robot_stack.apps.local_robot import local_robot_server
 from robot_stack.apps.process import Lifetime
 from robot_stack.apps.reporting import Findings, write_run_report
@@ -26,6 +26,7 @@ from robot_stack.apps.train import train
 from robot_stack.config.compose import compose_config
 from robot_stack.config.schema import StackConfig
 from robot_stack.core.errors import TransportError
+from robot_stack.core.files import write_atomically
 from robot_stack.core.messages import GetProgress, LearnerProgress
 from robot_stack.evaluation.results import EvaluationResult
 

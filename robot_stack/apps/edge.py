@@ -22,12 +22,13 @@ from policies.residual.runtime import ResidualRuntime
 from robot_stack.apps.build import residual_spec
 from robot_stack.apps.connections import learner_client, remote_robot
 from robot_stack.apps.keys import EDGE_KEY, ensure_keys
-from robot_stack.apps.layout import RunLayout, write_atomically
+from robot_stack.apps.layout import RunLayout
 from robot_stack.apps.process import use_one_torch_thread
 from robot_stack.apps.seeds import practice_seed
 from robot_stack.apps.timing import TimingObserver
 from robot_stack.config.schema import StackConfig
 from robot_stack.core.errors import RobotError, UnreachableError
+from robot_stack.core.files import write_atomically
 from robot_stack.core.messages import Array, FloatArray, LearnerProgress, Observation
 from robot_stack.core.specs import check_policy_fits_robot
 from robot_stack.edge.control_loop import ControlLoop, Corrector, EpisodeId, NoCorrection, StepObserver

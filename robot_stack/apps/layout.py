@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import msgspec
 
 from robot_stack.config.schema import StackConfig
 from robot_stack.core.errors import ConfigError, PolicyError, SpecMismatchError
+from robot_stack.core.files import write_atomically
 from robot_stack.core.specs import RobotSpec
 
 
@@ -113,13 +113,3 @@ class RunLayout:
         if not self.robot.exists():
             raise PolicyError(f"there are no demonstrations in {self.root}; collect some first: robot-stack collect")
         return msgspec.json.decode(self.robot.read_bytes(), type=RobotSpec)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """The file is complete or not there, also after a crash."""
-    aside = path.with_name(path.name + ".partial")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)

@@ -12,11 +12,12 @@ import numpy as np
 from msgspec import Struct
 
 from robot_stack.apps.evaluate import BASE, IMPROVED
-from robot_stack.apps.layout import RunLayout, write_atomically
+from robot_stack.apps.layout import RunLayout
 from robot_stack.apps.showing import WallClockRecord
 from robot_stack.apps.timing import LoopRecord, read_timing
 from robot_stack.buffer.steps import StepLog
 from robot_stack.config.schema import StackConfig
+from robot_stack.core.files import write_atomically
 from robot_stack.core.messages import Refusal, Step, Verdict
 from robot_stack.edge.spool import Spool
 from robot_stack.evaluation.curves import learning_curve

@@ -11,6 +11,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from msgspec import structs
+
 from robot_stack.apps.build import build_robot
 from robot_stack.apps.connections import ROBOT_REQUEST, ROBOT_STATE
 from robot_stack.apps.keys import ROBOT_KEY, ensure_keys
@@ -164,14 +166,7 @@ class RobotServer:
         if self.guard.holds_lease(command.session) and self.guard.lifecycle is Lifecycle.ACTIVE:
             for _ in range(self._ticks_per_step):
                 self._tick()
-        return CommandResult(
-            seq=result.seq,
-            verdict=result.verdict,
-            refusal=result.refusal,
-            message=result.message,
-            sent=result.sent,
-            state=self._state(),
-        )
+        return structs.replace(result, state=self._state())
 
     def _reset(self, message: ResetEpisode) -> RobotState:
         self.guard.reset(message.seed)

@@ -20,9 +20,10 @@ from robot_stack.apps.evaluate import (
     rollout_robot,
     trials,
 )
-from robot_stack.apps.layout import RunLayout, write_atomically
+from robot_stack.apps.layout import RunLayout
 from robot_stack.apps.process import use_one_torch_thread
 from robot_stack.config.schema import FrankaSimConfig, StackConfig
+from robot_stack.core.files import write_atomically
 from robot_stack.core.messages import Array
 from robot_stack.edge.control_loop import LoopStep
 from robot_stack.edge.remote_robot import RemoteRobot

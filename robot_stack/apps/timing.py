@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from robot_stack.apps.layout import write_atomically
 from robot_stack.core.clock import Pacer
+from robot_stack.core.files import write_atomically
 from robot_stack.edge.control_loop import LoopStep
 
 KEEP_STEPS = 20_000

@@ -11,8 +11,6 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
 NS_PER_S = 1_000_000_000
 
 
@@ -65,19 +63,6 @@ class ClockOffset:
         return local_ns + self.offset_ns
 
 
-@dataclass(frozen=True, slots=True)
-class LoopTiming:
-    """How well a periodic loop kept its period over its last ticks. Seconds."""
-
-    period_s: float
-    period_p50_s: float
-    period_p99_s: float
-    busy_p50_s: float
-    busy_p99_s: float
-    overruns: int
-    ticks: int
-
-
 class Pacer:
     """Keeps a loop at a fixed period on the monotonic clock and counts every overrun.
 
@@ -90,7 +75,6 @@ class Pacer:
         self._next_ns = 0
         self._woke_ns = 0
         self._periods_ns: deque[int] = deque(maxlen=history)
-        self._busy_ns: deque[int] = deque(maxlen=history)
         self.overruns = 0
         self.ticks = 0
 
@@ -100,7 +84,6 @@ class Pacer:
         if self.ticks == 0:
             self._next_ns = now_ns
         else:
-            self._busy_ns.append(now_ns - self._woke_ns)
             missed = (now_ns - self._next_ns) // self._period_ns + 1 if now_ns > self._next_ns else 0
             self.overruns += missed
             self._next_ns += missed * self._period_ns
@@ -116,16 +99,3 @@ class Pacer:
     def periods_s(self) -> list[float]:
         """The last measured periods, oldest first."""
         return [period_ns / NS_PER_S for period_ns in self._periods_ns]
-
-    def timing(self) -> LoopTiming:
-        periods = np.asarray(self._periods_ns or [0], dtype=np.float64) / NS_PER_S
-        busy = np.asarray(self._busy_ns or [0], dtype=np.float64) / NS_PER_S
-        return LoopTiming(
-            period_s=self._period_ns / NS_PER_S,
-            period_p50_s=float(np.percentile(periods, 50)),
-            period_p99_s=float(np.percentile(periods, 99)),
-            busy_p50_s=float(np.percentile(busy, 50)),
-            busy_p99_s=float(np.percentile(busy, 99)),
-            overruns=self.overruns,
-            ticks=self.ticks,
-        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -115,10 +114,3 @@ class ResidualPolicy(Protocol):
 
     def correct(self, observation: Observation, action_base: FloatArray) -> FloatArray:
         """The action to execute (A,): base plus a bounded residual, inside the action's bounds."""
-
-
-class WeightSource(Protocol):
-    """Where the edge gets better weights from."""
-
-    def newest(self, newer_than: int) -> tuple[int, Mapping[str, Array]] | None:
-        """(version, tensors) of verified weights newer than that version, or None."""

@@ -43,7 +43,6 @@ class Uplink:
         self._inbox_version = -1
         self._thread = threading.Thread(target=self._run, name="uplink", daemon=True)
         self._next_progress_s = 0.0
-        self.duplicates = 0
         self.reachable: bool | None = None
 
     def __enter__(self) -> Uplink:
@@ -118,7 +117,8 @@ class Uplink:
         with self._changed:
             self._outdated = True
         self._spool.acknowledge(first + len(records) - 1)
-        self.duplicates += ack.duplicates
+        if ack.duplicates:
+            logger.info("the learner had %d of these steps already; they count once", ack.duplicates)
 
     def _look_for_news(self, client: RequestClient[LearnerReply]) -> None:
         progress = client.request(GetProgress(), timeout_s=REQUEST_TIMEOUT_S)

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from robot_stack.core.files import write_atomically
 from robot_stack.evaluation import report_plots as plots
 from robot_stack.evaluation.report_data import Integrity, ReportData, VerdictCounts
-from robot_stack.evaluation.results import EvaluationResult, compare, write_atomically
+from robot_stack.evaluation.results import EvaluationResult, compare
 from robot_stack.evaluation.statistics import Interval
 
 _SIGNIFICANT = 0.05

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from robot_stack.core.errors import ConfigError, CorruptDataError, StorageError
+from robot_stack.core.files import write_atomically
 from robot_stack.evaluation.statistics import Comparison, Interval, wilson_interval
 
 RESULT_SCHEMA_VERSION = 1
@@ -129,24 +128,3 @@ def load(path: Path) -> EvaluationResult:
             "evaluate again"
         )
     return result
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write aside, fsync, rename, fsync the folder."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise StorageError(f"cannot write {path}: {error}") from error

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from robot_stack.core.errors import StorageError
-from robot_stack.evaluation.results import write_atomically
+from robot_stack.core.files import write_atomically
 
 Frames = NDArray[np.uint8]
 MAX_BYTES = 2_000_000

@@ -58,7 +58,6 @@ class LearnerLoop:
         self._target_steps = target_steps
         self._checkpoint_every_s = checkpoint_every_s
         self._saved_updates = -1
-        self.duplicates = 0
 
     def resume(self) -> None:
         """Continue from the newest valid checkpoint, if there is one."""
@@ -109,7 +108,6 @@ class LearnerLoop:
     def _handle(self, message: LearnerRequest) -> LearnerReply:
         if isinstance(message, StepBatch):
             _, duplicates = self._log.append(message.records)
-            self.duplicates += duplicates
             return StepAck(records=len(message.records), duplicates=duplicates)
         if isinstance(message, GetProgress):
             return self._progress()
