@@ -23,7 +23,7 @@ from hardware.sim.world import World, wrap_angle, yaw_of
 from robot_stack.core.clock import Clock, MonotonicClock
 from robot_stack.core.errors import RobotError
 from robot_stack.core.messages import Array, Features, FloatArray, TaskStatus
-from robot_stack.core.protocols import Reading, Setpoint, SetpointLimits
+from robot_stack.core.protocols import Reading, Setpoint, SetpointLimits, SimulatedRobot
 from robot_stack.core.specs import ENVIRONMENT_STATE, STATE, Feature, RobotSpec, vector
 
 FloatVector = NDArray[np.float64]
@@ -61,7 +61,7 @@ class _Opened:
     tool_site: int
 
 
-class SimulatedFranka:
+class SimulatedFranka(SimulatedRobot):
     """A `SimulatedRobot`: one arm, one task.
 
     Observations (float32; base frame = link0; the tool is the task's: the peg's tip, or between the finger tips):

@@ -23,14 +23,14 @@ import numpy as np
 from hardware.gymnasium.features import flat_features, observation_features, observe
 from robot_stack.core.errors import ConfigError, MissingDependencyError, RobotError
 from robot_stack.core.messages import Array, Features, FloatArray, TaskStatus
-from robot_stack.core.protocols import Reading, Setpoint, SetpointLimits
+from robot_stack.core.protocols import Reading, Setpoint, SetpointLimits, SimulatedRobot
 from robot_stack.core.specs import RobotSpec, vector
 
 # Ticks are summed in floating point: a period is over when it is complete to within this share of it.
 _PERIOD_TOLERANCE = 1e-6
 
 
-class GymnasiumRobot:
+class GymnasiumRobot(SimulatedRobot):
     """Drives one Gymnasium environment as a `SimulatedRobot`.
 
     Args:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from robot_stack.core.specs import RobotSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Array = NDArray[Any]
 FloatArray = NDArray[np.float32]
@@ -51,6 +51,16 @@ class Refusal(enum.Enum):
     DRIVER = "driver"
 
 
+class StopLevel(enum.Enum):
+    """How hard to stop. HOLD: fastest allowed ramp to rest, then hold there, still active. RELEASE: the same, then
+    give authority back and become inactive. EMERGENCY: the vendor's own hard stop (damp, run-stop); latches a fault.
+    None of them is a certified safety function."""
+
+    HOLD = "hold"
+    RELEASE = "release"
+    EMERGENCY = "emergency"
+
+
 class Source(enum.Enum):
     """Who chose an action."""
 
@@ -74,7 +84,8 @@ class RobotState(Struct, frozen=True, kw_only=True, tag=True):
 
     `stamp_ns` is the server's monotonic clock at capture; `seq` counts published states of this boot;
     `ground_truth` is filled by simulated robots only and is never recorded as an observation. `moving`: the setpoint
-    changes; `stopping`: the stop ramp has begun and no command is followed.
+    changes; `stopping`: the stop ramp has begun and no command is followed; `held_back`: what the filter is holding
+    the robot back from right now (`workspace`, `self_collision`, ...), or ''.
     """
 
     boot: str
@@ -88,6 +99,7 @@ class RobotState(Struct, frozen=True, kw_only=True, tag=True):
     last_command_seq: int = -1
     moving: bool = False
     stopping: bool = False
+    held_back: str = ""
     fault: str = ""
 
 
@@ -191,9 +203,10 @@ class Transition(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class StopRobot(Struct, frozen=True, kw_only=True, tag=True):
-    """Ramp to a stop at once; anybody with the operator role may ask, lease or not."""
+    """Stop at once; anybody with the operator role may ask, lease or not."""
 
     reason: str
+    level: StopLevel = StopLevel.HOLD
 
 
 class ResetEpisode(Struct, frozen=True, kw_only=True, tag=True):
@@ -207,6 +220,30 @@ class GetState(Struct, frozen=True, kw_only=True, tag=True):
     """Ask for the newest state; `cameras` lists cameras to render or grab with it."""
 
     cameras: tuple[str, ...] = ()
+
+
+class GetDiagnostics(Struct, frozen=True, kw_only=True, tag=True):
+    pass
+
+
+class RobotDiagnostics(Struct, frozen=True, kw_only=True, tag=True):
+    """How a robot server fares: measured period of its loop, age of the driver's newest sample, counts since boot.
+
+    `refusals` counts refused commands by reason, `held_back` ticks at which the filter held back, by cause.
+    """
+
+    boot: str
+    lifecycle: Lifecycle
+    fault: str
+    ticks: int
+    overruns: int
+    period_p50_s: float
+    period_p99_s: float
+    sample_age_s: float
+    stops: int
+    refusals: dict[str, int]
+    held_back: dict[str, int]
+    lease_session: str
 
 
 class Command(Struct, frozen=True, kw_only=True, tag=True):
@@ -244,8 +281,89 @@ class Failed(Struct, frozen=True, kw_only=True, tag=True):
     message: str
 
 
-RobotRequest = Hello | Ping | AcquireLease | ReleaseLease | Transition | StopRobot | ResetEpisode | GetState | Command
-RobotReply = RobotInfo | Pong | Done | Failed | RobotState | CommandResult
+RobotRequest = (
+    Hello
+    | Ping
+    | AcquireLease
+    | ReleaseLease
+    | Transition
+    | StopRobot
+    | ResetEpisode
+    | GetState
+    | GetDiagnostics
+    | Command
+)
+
+RobotReply = RobotInfo | Pong | Done | Failed | RobotState | RobotDiagnostics | CommandResult
+
+
+# ---- scene of a vendor-side simulator ---------------------------------------------------------------------------
+
+
+class SceneState(Struct, frozen=True, kw_only=True, tag=True):
+    """What a vendor-side simulator tells beside the vendor's own interface: scene, truth, verdict of the task.
+
+    `seq` counts published states of this boot, `episode_seed` is the scene's. `measured` is the simulator's own
+    measured setpoint: whoever treats a robot as simulated checks the driver's against it.
+    """
+
+    boot: str
+    seq: int
+    stamp_ns: int
+    episode_seed: int
+    environment_state: FloatArray
+    measured: NDArray[np.float64]
+    task: TaskStatus
+    ground_truth: Features
+    images: Features
+
+
+class ResetScene(Struct, frozen=True, kw_only=True, tag=True):
+    seed: int
+
+
+class GetScene(Struct, frozen=True, kw_only=True, tag=True):
+    cameras: tuple[str, ...] = ()
+
+
+class VendorFault(enum.Enum):
+    """What a vendor-side simulator can be told to suffer; NONE ends it."""
+
+    NONE = "none"
+    LOST_PACKETS = "lost_packets"
+    STUCK_JOINT = "stuck_joint"
+    REFLEX = "reflex"
+    RUNSTOP = "runstop"
+    FROZEN_STATE = "frozen_state"
+    WRONG_LIMITS = "wrong_limits"
+
+
+class InjectFault(Struct, frozen=True, kw_only=True, tag=True):
+    """`axis`: of the setpoint, for a stuck joint; `share`: of the packets, for lost ones."""
+
+    fault: VendorFault
+    axis: int = 0
+    share: float = 0.3
+
+
+SceneRequest = Hello | ResetScene | GetScene | InjectFault
+SceneReply = SceneState | Done | Failed
+
+
+# ---- cameras ----------------------------------------------------------------------------------------------------
+
+
+class CameraFrame(Struct, frozen=True, kw_only=True, tag=True):
+    """What a camera process publishes; `stamp_ns` is its host's monotonic clock. `fault`: in words if it hangs."""
+
+    boot: str
+    camera: str
+    stamp_ns: int
+    device_time_ns: int
+    number: int
+    image: NDArray[np.uint8]
+    depth_mm: NDArray[np.uint16] | None = None
+    fault: str = ""
 
 
 # ---- learner: requests and replies ------------------------------------------------------------------------------

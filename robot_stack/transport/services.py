@@ -69,7 +69,7 @@ class Service:
 
 
 _NONE: frozenset[str] = frozenset()
-_WATCH_ROBOT = frozenset({"Hello", "Ping", "GetState"})
+_WATCH_ROBOT = frozenset({"Hello", "Ping", "GetState", "GetDiagnostics"})
 _DRIVE_ROBOT = _WATCH_ROBOT | {"AcquireLease", "ReleaseLease", "Transition", "StopRobot", "ResetEpisode", "Command"}
 
 _TABLE = (
@@ -121,6 +121,54 @@ _TABLE = (
         default_port=7720,
         start_with="robot-stack learner",
         description="recorded steps in, acknowledgements and weights out",
+    ),
+    Service(
+        name="scene.request",
+        pattern=Pattern.REQUEST,
+        direction="robot server or a test asks; vendor-side simulator answers",
+        server_role=Role.ROBOT,
+        requests={
+            Role.ROBOT: frozenset({"Hello", "ResetScene", "GetScene"}),
+            Role.OPERATOR: frozenset({"Hello", "GetScene", "InjectFault"}),
+            Role.VIEWER: frozenset({"Hello", "GetScene"}),
+        },
+        rate_hz=0.0,
+        quota_hz=1000.0,
+        queue=16,
+        max_message_bytes=64 * KIB,
+        max_reply_bytes=8 * MIB,
+        link_timeout_s=5.0,
+        default_port=7730,
+        start_with="robot-stack vendor-sim",
+        description="what no vendor's interface has: the scene's reset, its truth, faults on request; simulation only",
+    ),
+    Service(
+        name="scene.state",
+        pattern=Pattern.STREAM,
+        direction="vendor-side simulator to the robot server",
+        server_role=Role.ROBOT,
+        requests={Role.ROBOT: _NONE, Role.OPERATOR: _NONE, Role.VIEWER: _NONE},
+        rate_hz=100.0,
+        queue=0,
+        max_message_bytes=64 * KIB,
+        link_timeout_s=2.0,
+        default_port=7731,
+        start_with="robot-stack vendor-sim",
+        description="scene, truth and verdict of a simulated episode",
+    ),
+    Service(
+        name="camera.frame",
+        pattern=Pattern.STREAM,
+        direction="camera process to edge, operator and viewer",
+        server_role=Role.ROBOT,
+        requests={Role.EDGE: _NONE, Role.OPERATOR: _NONE, Role.VIEWER: _NONE, Role.ROBOT: _NONE},
+        rate_hz=30.0,
+        queue=0,
+        max_message_bytes=32 * MIB,
+        link_timeout_s=2.0,
+        default_port=7740,
+        start_with="robot-stack camera",
+        description="the newest frame of one camera, with capture time, device time and frame number",
     ),
 )
 

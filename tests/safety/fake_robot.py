@@ -6,11 +6,11 @@ import numpy as np
 
 from robot_stack.core.errors import RobotError, RobotFaultError
 from robot_stack.core.messages import FloatArray
-from robot_stack.core.protocols import Reading, Setpoint, SetpointLimits
+from robot_stack.core.protocols import Reading, Robot, Setpoint, SetpointLimits
 from robot_stack.core.specs import STATE, RobotSpec, vector
 
 
-class RecordingRobot:
+class RecordingRobot(Robot):
     """Two axes; the action is the goal itself."""
 
     def __init__(self) -> None:
