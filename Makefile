@@ -3,8 +3,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := sim,gymnasium,dev
-APT_PACKAGES := gcc libegl1 libgl1 libgles2 libosmesa6 linux-libc-dev python3-dev python3-venv
+EXTRAS := sim,gymnasium,ros,g1,realsense,dev
+APT_PACKAGES := cyclonedds-dev gcc libegl1 libgl1 libgles2 libosmesa6 libusb-1.0-0 linux-libc-dev python3-dev python3-venv
 
 .PHONY: demo test check bench setup system clean
 
@@ -27,12 +27,19 @@ bench: setup
 setup: system $(VENV)/.installed
 
 # torch first and by plain pip: it takes the CPU build where one is offered, and nothing later may pull another.
+# cyclonedds 0.10.2, the release that speaks with a G1, is built against Debian's library of the same release, whose
+# parts lie in three places: the links bring them under one roof, as its build wants them.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else \
 		f"Python 3.11 or 3.12 is needed for the pinned versions, this is {v[0]}.{v[1]}: call make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	mkdir -p $(VENV)/cyclonedds
+	ln -sfn /usr/include $(VENV)/cyclonedds/include
+	ln -sfn /usr/bin $(VENV)/cyclonedds/bin
+	ln -sfn $$(dirname $$(ls -d /usr/lib/*/libddsc.so | head -1)) $(VENV)/cyclonedds/lib
+	CYCLONEDDS_HOME=$(CURDIR)/$(VENV)/cyclonedds \
+		$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
 
 # System packages are installed only where one is missing; without root or sudo the one missing command is printed.

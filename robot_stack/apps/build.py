@@ -1,52 +1,73 @@
-"""From configuration to concrete objects: the only place that knows which class a name stands for."""
+"""From configuration to concrete objects."""
 
 from __future__ import annotations
 
 from hardware.sim.experts import Expert
-from robot_stack.config.schema import FrankaSimConfig, GymnasiumConfig, StackConfig
+from hardware.sim.vendor import VendorSimulator
+from robot_stack.config.robots import Setting
+from robot_stack.config.robots.base import SIM
+from robot_stack.config.schema import StackConfig
 from robot_stack.core.errors import ConfigError
-from robot_stack.core.protocols import Robot
+from robot_stack.core.protocols import Robot, SafeState, SimulatedRobot
 from robot_stack.core.specs import Feature, PolicySpec, RobotSpec
 
-VIEW_PX = 256
+
+def runs_in_lock_step(config: StackConfig) -> bool:
+    """Only a world that is computed in the server's own process can stand still between commands."""
+    return config.backend == SIM and config.robot.lock_step
+
+
+def has_simulated_vendor(config: StackConfig) -> bool:
+    """Whether a vendor-side simulator stands at the other end of a vendor's interface."""
+    return config.backend != SIM and config.vendor == "simulated"
 
 
 def build_robot(config: StackConfig) -> Robot:
-    """The driver that the configuration names. Nothing is opened yet."""
-    robot, task = config.robot, config.task.name
-    if isinstance(robot, GymnasiumConfig):
-        from hardware.gymnasium.robot import GymnasiumRobot
+    """The simulated robot, or the driver of the configured back-end. Nothing is opened yet."""
+    _check_backend(config)
+    setting = _setting(config)
+    return config.robot.simulated(setting) if config.backend == SIM else config.robot.driver(config.backend, setting)
 
-        return GymnasiumRobot(
-            robot.name,
-            robot.env_id,
-            task=task,
-            observation_keys=tuple(robot.observation_keys.items()),
-            control_rate_hz=robot.control_rate_hz,
-            max_episode_steps=robot.max_episode_steps,
-            env_kwargs=robot.env_kwargs,
-            success_key=robot.success_key,
+
+def build_simulated(config: StackConfig) -> SimulatedRobot:
+    """The simulated robot, whatever the back-end: the world behind a vendor-side simulator."""
+    return config.robot.simulated(_setting(config))
+
+
+def build_vendor_simulator(config: StackConfig) -> VendorSimulator:
+    """The vendor's side of the configured interface, with the simulated robot behind it."""
+    _check_backend(config)
+    if not has_simulated_vendor(config):
+        raise ConfigError(f"backend={config.backend} vendor={config.vendor} has no vendor's side to simulate")
+    return config.robot.vendor_simulator(config.backend, _setting(config))
+
+
+def build_safe_state(config: StackConfig) -> SafeState | None:
+    """What brings the vendor's side into its safe state when the robot server dies."""
+    return config.robot.safe_state(config.backend, _setting(config))
+
+
+def build_expert(config: StackConfig, spec: RobotSpec) -> Expert:
+    """The scripted demonstrator of the task; it sees the simulator's truth, which policies never do."""
+    return config.robot.expert(spec)
+
+
+def _setting(config: StackConfig) -> Setting:
+    return Setting(config.task.name, config.network.domain_id if has_simulated_vendor(config) else None)
+
+
+def _check_backend(config: StackConfig) -> None:
+    robot = config.robot
+    if config.backend not in robot.backends:
+        raise robot.no_backend(config.backend)
+    if has_simulated_vendor(config) and config.backend not in robot.simulated_vendors:
+        raise ConfigError(
+            f"backend={config.backend} of {robot.name} has no vendor-side simulator, it needs the robot itself: say "
+            f"vendor=hardware, or choose a backend that has one ({', '.join(robot.simulated_vendors) or 'none'})"
         )
-    return _build_franka_sim(robot, task)
-
-
-def _build_franka_sim(robot: FrankaSimConfig, task: str) -> Robot:
-    from hardware.franka.sim import SimulatedFranka
-    from hardware.sim.rendering import CameraConfig
-
-    return SimulatedFranka(
-        robot.name,
-        task,
-        action_space=robot.action_space,
-        control_rate_hz=robot.control_rate_hz,
-        tick_rate_hz=robot.tick_rate_hz,
-        cameras=tuple(CameraConfig(name=camera) for camera in robot.cameras),
-        view_cameras=tuple(
-            CameraConfig(name=camera, width=VIEW_PX, height=VIEW_PX)
-            for camera in robot.view_cameras
-            if camera not in robot.cameras
-        ),
-    )
+    tasks = [task.name for task in robot.tasks()]
+    if config.task.name not in tasks and not robot.takes_any_task:
+        raise ConfigError(f"{robot.name} has no task '{config.task.name}'; choose one of {', '.join(tasks)}")
 
 
 def base_spec(config: StackConfig, robot: RobotSpec) -> PolicySpec:
@@ -79,18 +100,3 @@ def _features(names: tuple[str, ...], robot: RobotSpec) -> dict[str, Feature]:
             f"{', '.join(sorted(robot.observation))}"
         )
     return {name: robot.observation[name] for name in names}
-
-
-def build_expert(config: StackConfig, spec: RobotSpec) -> Expert:
-    """The scripted demonstrator of the task; it sees the simulator's truth, which policies never do."""
-    if isinstance(config.robot, GymnasiumConfig):
-        from hardware.gymnasium.experts import PandaPickCubeExpert, PushTExpert
-
-        if config.task.name == "pusht":
-            return PushTExpert()
-        if config.task.name == "panda_pick_cube":
-            return PandaPickCubeExpert()
-        raise ConfigError(f"there is no scripted expert for task '{config.task.name}'; collect by teleoperation")
-    from hardware.sim.experts import make_expert
-
-    return make_expert(config.task.name, spec)

@@ -1,4 +1,4 @@
-"""The `robot-stack` command. Every subcommand takes hydra overrides: `robot=franka_sim task=peg_insertion run=mine`."""
+"""The `robot-stack` command. Every subcommand takes hydra overrides: `robot=franka task=peg_insertion run=mine`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from robot_stack.core.errors import RobotStackError
 EPILOG = """\
 Configuration is given as KEY=VALUE, after the options. The groups choose a whole block, the rest single values:
 
-  robot=franka_sim|gymnasium|gym_pusht|gym_hil   task=peg_insertion|pick_cube|pusht|panda_pick_cube
+  robot=franka|g1|stretch|gymnasium|gym_pusht|gym_hil   backend=sim|ros2|dds|fci|body
+  task=peg_insertion|pick_cube|g1_bimanual_lift|stretch_reach_grasp|pusht|panda_pick_cube
   policy=diffusion   algorithm=residual_td3
   run=NAME           name of the run; everything of it is kept in runs/NAME
   learner.target_steps=5000   evaluation.episodes=50   edge.max_lead_steps=0   ...
@@ -45,12 +46,28 @@ def _config(arguments: argparse.Namespace) -> int:
 
 
 def _robot_server(arguments: argparse.Namespace) -> int:
+    from robot_stack.apps.build import build_safe_state
+    from robot_stack.apps.keeper import keep_robot_server
     from robot_stack.apps.process import Lifetime
     from robot_stack.apps.robot_server import run_robot_server
     from robot_stack.config.compose import compose_config
 
+    config = compose_config(arguments.overrides)
     with Lifetime() as life:
-        run_robot_server(compose_config(arguments.overrides), life.running)
+        safe_state = None if arguments.unkept else build_safe_state(config)
+        if safe_state is not None:
+            return keep_robot_server(safe_state, arguments.overrides, life.running)
+        run_robot_server(config, life.running)
+    return 0
+
+
+def _vendor_sim(arguments: argparse.Namespace) -> int:
+    from robot_stack.apps.process import Lifetime
+    from robot_stack.apps.vendor_sim import run_vendor_sim
+    from robot_stack.config.compose import compose_config
+
+    with Lifetime() as life:
+        run_vendor_sim(compose_config(arguments.overrides), life.running)
     return 0
 
 
@@ -138,6 +155,8 @@ def _keys(arguments: argparse.Namespace) -> int:
     return run_keys(arguments)
 
 
+OPERATE_ACTIONS = ("activate", "deactivate", "clear-fault", "stop", "release", "emergency-stop")
+
 SUBCOMMANDS: dict[str, _Subcommand] = {
     "demo": _Subcommand(
         "the whole loop on this machine: collect, train, practise, evaluate, report",
@@ -149,8 +168,15 @@ SUBCOMMANDS: dict[str, _Subcommand] = {
     "robot-server": _Subcommand(
         "own one robot and serve it to the edge",
         "Runs the driver loop behind the safety filter. The simulated Franka is the default. Ctrl-C stops the robot "
-        "and ends.",
+        "and ends. With a vendor's interface (backend=ros2 or dds) a keeper process beside it makes the vendor's side "
+        "safe if it dies.",
         _robot_server,
+    ),
+    "vendor-sim": _Subcommand(
+        "simulate the vendor's side of a robot: its exact interface, with physics behind it",
+        "For backend=ros2 (franka, stretch) and backend=dds (g1) with vendor=simulated. Start a robot server with the "
+        "same configuration beside it.",
+        _vendor_sim,
     ),
     "edge": _Subcommand(
         "run the policy on the robot, record every step and ship it to the learner",
@@ -185,8 +211,9 @@ SUBCOMMANDS: dict[str, _Subcommand] = {
     ),
     "operate": _Subcommand(
         "activate, deactivate or stop the robot by hand, or clear its fault",
-        "Uses the operator's key. Look at the robot before you activate it or clear a fault. `stop` ramps to rest; it "
-        "is no emergency stop.",
+        "Uses the operator's key. Look at the robot before you activate it or clear a fault. `stop` ramps to rest and "
+        "holds; `release` also gives authority back; `emergency-stop` asks for the vendor's own hard stop "
+        "and latches a fault. None of them is a certified safety function: keep the hardware emergency stop.",
         _operate,
     ),
     "keys": _Subcommand(
@@ -221,12 +248,14 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--verbose", action="store_true", help="log more")
         if name == "demo":
             one.add_argument("--quick", action="store_true", help="the whole loop, small: about a minute")
+        if name == "robot-server":
+            one.add_argument("--unkept", action="store_true", help=argparse.SUPPRESS)
         if name == "evaluate":
             one.add_argument("--worker", type=int, default=None, help=argparse.SUPPRESS)
         if name == "collect":
             one.add_argument("--connect", action="store_true", help="use the robot server that is already running")
         if name == "operate":
-            one.add_argument("action", choices=("activate", "deactivate", "clear-fault", "stop"), help="what to do")
+            one.add_argument("action", choices=OPERATE_ACTIONS, help="what to do")
         if name == "keys":
             one.add_argument("action", choices=("make", "list", "revoke"), help="what to do")
             one.add_argument("name", nargs="?", default="", help="name of the key (make, revoke)")

@@ -6,9 +6,12 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import msgspec
+
 from robot_stack.apps.keys import EDGE_KEY, LEARNER_KEY, ROBOT_KEY
 from robot_stack.config.schema import NetworkConfig
-from robot_stack.core.messages import LearnerReply, RobotReply, RobotState
+from robot_stack.core.errors import RobotStackError
+from robot_stack.core.messages import LearnerReply, RobotReply, RobotState, SceneReply
 from robot_stack.edge.remote_robot import RemoteRobot
 from robot_stack.transport.client import RequestClient
 from robot_stack.transport.keys import KeyStore
@@ -18,6 +21,11 @@ from robot_stack.transport.stream import Subscriber
 ROBOT_REQUEST = SERVICES["robot.request"]
 ROBOT_STATE = SERVICES["robot.state"]
 LEARNER_REQUEST = SERVICES["learner.request"]
+SCENE_REQUEST = SERVICES["scene.request"]
+SCENE_STATE = SERVICES["scene.state"]
+
+FIRST_FREE_DOMAIN, LAST_FREE_DOMAIN = 2, 99
+_held_domains: list[socket.socket] = []
 
 
 def robot_client(network: NetworkConfig, keys: KeyStore, key_name: str) -> RequestClient[RobotReply]:
@@ -26,6 +34,10 @@ def robot_client(network: NetworkConfig, keys: KeyStore, key_name: str) -> Reque
 
 def learner_client(network: NetworkConfig, keys: KeyStore, key_name: str) -> RequestClient[LearnerReply]:
     return RequestClient(LEARNER_REQUEST, network.learner_address, keys, key_name, LEARNER_KEY, LearnerReply)
+
+
+def scene_client(network: NetworkConfig, keys: KeyStore, key_name: str) -> RequestClient[SceneReply]:
+    return RequestClient(SCENE_REQUEST, network.scene_address, keys, key_name, ROBOT_KEY, SceneReply)
 
 
 @contextmanager
@@ -43,8 +55,8 @@ def remote_robot(network: NetworkConfig, keys: KeyStore, key_name: str = EDGE_KE
 
 
 def free_network() -> NetworkConfig:
-    """Loopback addresses whose ports are free now, for servers that only their parent talks to."""
-    sockets = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(3)]
+    """Loopback addresses and a DDS domain that are free now, for servers that only their parent talks to."""
+    sockets = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(5)]
     try:
         for one in sockets:
             one.bind(("127.0.0.1", 0))
@@ -52,13 +64,32 @@ def free_network() -> NetworkConfig:
     finally:
         for one in sockets:
             one.close()
-    return NetworkConfig(robot_address=addresses[0], state_address=addresses[1], learner_address=addresses[2])
+    return NetworkConfig(
+        robot_address=addresses[0],
+        state_address=addresses[1],
+        learner_address=addresses[2],
+        scene_address=addresses[3],
+        scene_state_address=addresses[4],
+        domain_id=_free_domain(),
+    )
+
+
+def _free_domain() -> int:
+    """A DDS domain for this process and its children. A loopback port stands for it until the process ends: DDS
+    itself lets any number of strangers share a domain."""
+    for domain_id in range(FIRST_FREE_DOMAIN, LAST_FREE_DOMAIN + 1):
+        token = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            token.bind(("127.0.0.1", 7500 + domain_id))
+        except OSError:
+            token.close()
+            continue
+        _held_domains.append(token)
+        return domain_id
+    raise RobotStackError(f"all DDS domains from {FIRST_FREE_DOMAIN} to {LAST_FREE_DOMAIN} are taken on this machine")
 
 
 def network_overrides(network: NetworkConfig) -> list[str]:
     """The same addresses as command-line overrides."""
-    return [
-        f"network.robot_address={network.robot_address}",
-        f"network.state_address={network.state_address}",
-        f"network.learner_address={network.learner_address}",
-    ]
+    fields = msgspec.structs.asdict(network)
+    return [f"network.{name}={value}" for name, value in fields.items()]

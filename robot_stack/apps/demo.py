@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct
 from tqdm import tqdm
 
+from robot_stack.apps.build import has_simulated_vendor
 from robot_stack.apps.collect import collect
 from robot_stack.apps.connections import learner_client
 from robot_stack.apps.evaluate import BASE, IMPROVED, evaluate_run
@@ -125,7 +126,8 @@ def _practise(config: StackConfig, overrides: Sequence[str], life: Lifetime, mem
     _say("3/5 practise: robot server, edge node and learner as three processes")
     layout = RunLayout.of(config)
     with Supervisor(layout.logs, announce=tqdm.write) as supervisor:
-        for name in ("robot-server", "learner", "edge"):
+        vendor = ("vendor-sim",) if has_simulated_vendor(config) else ()
+        for name in (*vendor, "robot-server", "learner", "edge"):
             supervisor.start(name, robot_stack_command(name, *overrides))
         try:
             finished = _watch(config, supervisor, life)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from robot_stack.apps.build import has_simulated_vendor
 from robot_stack.apps.connections import free_network, network_overrides
 from robot_stack.apps.layout import RunLayout
 from robot_stack.apps.supervisor import Supervisor, robot_stack_command
@@ -22,7 +23,10 @@ def local_robot_server(
         return
     network = free_network()
     with Supervisor(RunLayout.of(config).logs, announce=lambda _: None) as supervisor:
-        supervisor.start(name, robot_stack_command("robot-server", *overrides, *network_overrides(network)))
+        everything = [*overrides, *network_overrides(network)]
+        if has_simulated_vendor(config):
+            supervisor.start(f"vendor-sim-of-{name}", robot_stack_command("vendor-sim", *everything))
+        supervisor.start(name, robot_stack_command("robot-server", *everything))
         try:
             yield network
         except UnreachableError:

@@ -11,12 +11,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+import numpy as np
 from msgspec import structs
 
-from robot_stack.apps.build import build_robot
+from robot_stack.apps.build import build_robot, build_simulated, has_simulated_vendor, runs_in_lock_step
 from robot_stack.apps.connections import ROBOT_REQUEST, ROBOT_STATE
 from robot_stack.apps.keys import ROBOT_KEY, ensure_keys
 from robot_stack.apps.layout import RunLayout
+from robot_stack.apps.scene_robot import SceneRobot
 from robot_stack.config.schema import StackConfig
 from robot_stack.core.clock import ManualClock, MonotonicClock, Pacer, s_to_ns
 from robot_stack.core.errors import CommandRefusedError, ConfigError, RobotError, RobotStackError
@@ -27,6 +29,7 @@ from robot_stack.core.messages import (
     CommandResult,
     Done,
     Failed,
+    GetDiagnostics,
     GetState,
     Hello,
     Lifecycle,
@@ -34,6 +37,7 @@ from robot_stack.core.messages import (
     Pong,
     ReleaseLease,
     ResetEpisode,
+    RobotDiagnostics,
     RobotInfo,
     RobotReply,
     RobotRequest,
@@ -41,7 +45,7 @@ from robot_stack.core.messages import (
     StopRobot,
     Transition,
 )
-from robot_stack.core.protocols import Robot, SimulatedRobot
+from robot_stack.core.protocols import Renderer, Robot, SimulatedRobot
 from robot_stack.core.specs import IMAGES
 from robot_stack.safety.guard import RobotGuard
 from robot_stack.transport.keys import Role
@@ -61,11 +65,13 @@ class RobotServer:
             raise ConfigError(f"{robot.spec.name} is not simulated: lock-step time is for simulated robots only")
         self._clock = ManualClock() if lock_step else MonotonicClock()
         self._simulated = robot if isinstance(robot, SimulatedRobot) else None
+        self._renderer = robot if isinstance(robot, Renderer) else None
         self._requests = requests
         self._states = states
         self._lock_step = lock_step
         self._tick_s = 1.0 / robot.spec.tick_rate_hz
         self._ticks_per_step = round(robot.spec.tick_rate_hz / robot.spec.control_rate_hz)
+        self._publish_every = max(1, round(robot.spec.tick_rate_hz / ROBOT_STATE.rate_hz))
         self._observed_cameras = tuple(
             name.removeprefix(IMAGES) for name in robot.spec.observation if name.startswith(IMAGES)
         )
@@ -89,7 +95,8 @@ class RobotServer:
         self.pacer.wait()
         self._answer_all(timeout_s=0.0)
         self._tick()
-        self._states.send(self._state())
+        if self.pacer.ticks % self._publish_every == 0:
+            self._states.send(self._state())
 
     def _tick(self) -> None:
         self.guard.tick()
@@ -117,12 +124,14 @@ class RobotServer:
             return self._command(message)
         if isinstance(message, GetState):
             return self._with_images(message.cameras)
+        if isinstance(message, GetDiagnostics):
+            return self._diagnostics()
         if isinstance(message, Ping):
             return Pong(stamp_ns=self._clock.now_ns())
         if isinstance(message, Hello):
             return self._hello(message)
         if isinstance(message, StopRobot):
-            guard.stop(f"{peer}: {message.reason}")
+            guard.stop(f"{peer}: {message.reason}", message.level)
             return Done()
         if isinstance(message, AcquireLease):
             guard.acquire_lease(message.session, peer)
@@ -140,7 +149,7 @@ class RobotServer:
         """An operator's key may do it at any time; the lease holder only what needs no person."""
         if role is not Role.OPERATOR:
             self.guard.require_lease(message.session)
-            arms = message.target is Lifecycle.ACTIVE and self._simulated is None
+            arms = message.target is Lifecycle.ACTIVE and not self.guard.spec.simulated
             if arms or self.guard.lifecycle is Lifecycle.FAULT:
                 needed = (
                     "activate it: robot-stack operate activate"
@@ -157,6 +166,24 @@ class RobotServer:
             return Failed(reason="schema_version", message=f"{text}; install the same release on both")
         return RobotInfo(
             schema_version=SCHEMA_VERSION, boot=self.guard.boot, lock_step=self._lock_step, spec=self.guard.spec
+        )
+
+    def _diagnostics(self) -> RobotDiagnostics:
+        guard, periods_s = self.guard, self.pacer.periods_s()
+        return RobotDiagnostics(
+            boot=guard.boot,
+            lifecycle=guard.lifecycle,
+            fault=guard.fault,
+            ticks=self.pacer.ticks,
+            overruns=self.pacer.overruns,
+            period_p50_s=float(np.median(periods_s)) if periods_s else 0.0,
+            period_p99_s=float(np.quantile(periods_s, 0.99)) if periods_s else 0.0,
+            period_max_s=max(periods_s, default=0.0),
+            sample_age_s=guard.sample_age_s(),
+            stops=guard.stops,
+            refusals={refusal.value: count for refusal, count in guard.refusals.items()},
+            held_back=dict(guard.held_back),
+            lease_session=guard.lease_session,
         )
 
     def _command(self, command: Command) -> CommandResult:
@@ -179,10 +206,10 @@ class RobotServer:
     def _with_images(self, cameras: tuple[str, ...]) -> RobotState:
         state = self.guard.state()
         for camera in cameras:
-            if self._simulated is None or camera not in self._simulated.cameras:
-                offered = ", ".join(self._simulated.cameras) if self._simulated else ""
+            if self._renderer is None or camera not in self._renderer.cameras:
+                offered = ", ".join(self._renderer.cameras) if self._renderer else ""
                 raise ConfigError(f"this robot server renders no camera '{camera}'; it has: {offered or 'none'}")
-            state.features[IMAGES + camera] = self._simulated.render(camera)
+            state.features[IMAGES + camera] = self._renderer.render(camera)
         return state
 
 
@@ -191,9 +218,11 @@ def run_robot_server(config: StackConfig, keep_running: Callable[[], bool]) -> N
     layout = RunLayout.of(config)
     keys = ensure_keys(layout)
     robot = build_robot(config)
+    if has_simulated_vendor(config):
+        robot = SceneRobot(robot, build_simulated(config), config.network, keys)
     network = config.network
     requests: RequestServer[RobotRequest] = RequestServer(
         ROBOT_REQUEST, network.robot_address, keys, ROBOT_KEY, RobotRequest
     )
     with requests, Publisher(ROBOT_STATE, network.state_address, keys, ROBOT_KEY) as states:
-        RobotServer(robot, requests, states, lock_step=config.robot.lock_step).run(keep_running)
+        RobotServer(robot, requests, states, lock_step=runs_in_lock_step(config)).run(keep_running)

@@ -22,7 +22,8 @@ from robot_stack.apps.evaluate import (
 )
 from robot_stack.apps.layout import RunLayout
 from robot_stack.apps.process import use_one_torch_thread
-from robot_stack.config.schema import FrankaSimConfig, StackConfig
+from robot_stack.config.robots.gymnasium import GymnasiumConfig
+from robot_stack.config.schema import StackConfig
 from robot_stack.core.files import write_atomically
 from robot_stack.core.messages import Array
 from robot_stack.edge.control_loop import LoopStep
@@ -101,7 +102,7 @@ def _interesting_seeds(before: EvaluationResult, after: EvaluationResult) -> lis
 def run_on_wall_clock(config: StackConfig, overrides: Sequence[str]) -> WallClockRecord | None:
     """A few episodes of the improved policy in real time; measured once and kept. None if none are wanted."""
     episodes = config.evaluation.wall_clock_episodes
-    if episodes < 1 or not isinstance(config.robot, FrankaSimConfig):
+    if episodes < 1 or isinstance(config.robot, GymnasiumConfig):
         return None
     layout = RunLayout.of(config)
     path = layout.evaluation / "wall_clock.json"

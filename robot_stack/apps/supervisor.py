@@ -29,7 +29,7 @@ QUICK_DEATH_S = 3.0
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
@@ -138,7 +138,7 @@ class Supervisor:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,  # noqa: PLW1509 - one system call; no other thread runs here
+                preexec_fn=end_with_parent,  # noqa: PLW1509 - one system call; no other thread runs here
             )
         child.started_s = time.monotonic()
 

@@ -1,6 +1,6 @@
 """From groups and overrides on the command line to one checked `StackConfig`, with hydra.
 
-    robot=franka_sim task=peg_insertion policy=diffusion algorithm=residual_td3 learner.target_steps=5000
+    robot=franka task=peg_insertion policy=diffusion algorithm=residual_td3 learner.target_steps=5000
 
 Group choices are the entries of `GROUPS`. Every record of the schema becomes a hydra structured config, so a wrong
 key, type or choice is found before anything starts.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -22,54 +22,35 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from robot_stack.config.schema import (
-    DiffusionPolicySettings,
-    FrankaSimConfig,
-    GymnasiumConfig,
-    ResidualTd3Settings,
-    StackConfig,
-)
-from robot_stack.config.tasks import TASKS
+from robot_stack.config.robots import ROBOT_PRESETS
+from robot_stack.config.schema import DiffusionPolicySettings, ResidualTd3Settings, StackConfig
 from robot_stack.core.errors import ConfigError
-from robot_stack.core.specs import ENVIRONMENT_STATE, STATE
 
-_STATE_AND_SCENE = {STATE: "agent_pos", ENVIRONMENT_STATE: "environment_state"}
-
-GROUPS: dict[str, dict[str, msgspec.Struct]] = {
-    "robot": {
-        "franka_sim": FrankaSimConfig(),
-        "gymnasium": GymnasiumConfig(),
-        "gym_pusht": GymnasiumConfig(
-            name="pusht_0",
-            env_id="gym_pusht/PushT-v0",
-            env_kwargs={
-                "obs_type": "environment_state_agent_pos",
-                "visualization_width": 256,
-                "visualization_height": 256,
-            },
-            observation_keys=_STATE_AND_SCENE,
-            max_episode_steps=300,
-        ),
-        "gym_hil": GymnasiumConfig(
-            name="gym_hil_0",
-            env_id="gym_hil/PandaPickCube-v0",
-            env_kwargs={"random_block_position": True, "reset_delay_seconds": 0.0},
-            observation_keys=_STATE_AND_SCENE,
-            success_key="succeed",
-            max_episode_steps=100,
-        ),
-    },
-    "task": dict(TASKS),
+GROUPS: dict[str, Mapping[str, msgspec.Struct]] = {
+    "robot": ROBOT_PRESETS,
+    "task": {task.name: task for preset in ROBOT_PRESETS.values() for task in preset.tasks()},
     "policy": {"diffusion": DiffusionPolicySettings()},
     "algorithm": {"residual_td3": ResidualTd3Settings()},
 }
-DEFAULTS = {"robot": "franka_sim", "task": "peg_insertion", "policy": "diffusion", "algorithm": "residual_td3"}
+DEFAULTS = {"robot": "franka", "policy": "diffusion", "algorithm": "residual_td3"}
 _ROOT = "stack"
+_DICTIONARIES = (
+    "robot.env_kwargs.",
+    "robot.observation_keys.",
+    "robot.limits.lower.",
+    "robot.limits.upper.",
+    "robot.limits.max_velocity.",
+    "robot.limits.max_acceleration.",
+)
 
 
 def compose_config(overrides: Sequence[str]) -> StackConfig:
-    """The configuration these overrides give; ConfigError says which one is wrong and what would be right."""
-    _register()
+    """The configuration these overrides give; ConfigError says which one is wrong and what would be right.
+
+    Where no task is chosen it is the robot's first.
+    """
+    overrides = [_into_dictionary(override) for override in overrides]
+    _register(_default_task(overrides))
     GlobalHydra.instance().clear()
     try:
         with initialize(config_path=None, version_base="1.3"):
@@ -80,12 +61,23 @@ def compose_config(overrides: Sequence[str]) -> StackConfig:
         raise ConfigError(_explain(error, overrides)) from error
 
 
-def _register() -> None:
+def _into_dictionary(override: str) -> str:
+    """Hydra wants `++` before a new key of a dictionary; whoever writes the key means it."""
+    return f"++{override}" if override.startswith(_DICTIONARIES) else override
+
+
+def _default_task(overrides: Sequence[str]) -> str:
+    chosen = [override.partition("=")[2] for override in overrides if override.startswith("robot=")]
+    preset = ROBOT_PRESETS.get(chosen[-1] if chosen else DEFAULTS["robot"], ROBOT_PRESETS[DEFAULTS["robot"]])
+    return preset.default_task
+
+
+def _register(task: str) -> None:
     store = ConfigStore.instance()
     for group, choices in GROUPS.items():
         for name, record in choices.items():
             store.store(group=group, name=name, node=_node(record))
-    defaults = [{group: choice} for group, choice in DEFAULTS.items()]
+    defaults = [{group: choice} for group, choice in (DEFAULTS | {"task": task}).items()]
     root: dict[str, Any] = {"defaults": [*defaults, "_self_"]}
     for field in msgspec.structs.fields(StackConfig):
         if field.name not in GROUPS:
@@ -134,11 +126,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
             return f"there is no {group} called '{choice}'; there are: {', '.join(sorted(GROUPS[group]))}{hint}"
         known = _known_keys()
         key = group.lstrip("+~")
-        if (
-            key not in GROUPS
-            and key not in known
-            and not key.startswith(("robot.env_kwargs", "robot.observation_keys"))
-        ):
+        if key not in GROUPS and key not in known and not key.startswith(_DICTIONARIES):
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean '{close[0]}'?" if close else "; see robot-stack config for all keys"
             return f"there is no configuration key '{key}'{hint}"

@@ -5,92 +5,22 @@ Records check their own values; hydra only groups and overrides them (`robot_sta
 
 from __future__ import annotations
 
-from typing import Literal
-
-from msgspec import Struct, field
+from typing import TYPE_CHECKING, Literal, Union
 
 from policies.residual.config import ExplorationConfig, ResidualConfig
-from robot_stack.core.errors import ConfigError
+from robot_stack.config.checked import Checked
+from robot_stack.config.robots import ROBOT_PRESETS, RobotConfig
+from robot_stack.config.task import TaskConfig
 from robot_stack.learner.algorithms.config import ResidualTd3Config
 from robot_stack.learner.bc_config import BcConfig
 
-
-class _Checked(Struct, frozen=True, kw_only=True):
-    """Base: a subclass names its positive keys."""
-
-    def __post_init__(self) -> None:
-        for name in self.positive():
-            value = getattr(self, name)
-            if not value > 0:
-                raise ConfigError(f"{type(self).__name__}.{name} = {value} must be larger than 0")
-
-    def positive(self) -> tuple[str, ...]:
-        return ()
+if TYPE_CHECKING:
+    AnyRobotConfig = RobotConfig
+else:
+    AnyRobotConfig = Union[tuple({type(preset) for preset in ROBOT_PRESETS.values()})]  # noqa: UP007 - made at run time
 
 
-class FrankaSimConfig(_Checked, frozen=True, kw_only=True, tag_field="kind", tag="franka_sim"):
-    """The simulated Franka FR3.
-
-    name: under which its steps are recorded. action_space: ee_delta, ee_pose or joint_position.
-    lock_step: time stands still between commands; false runs on the wall clock. cameras: recorded with every
-    observation (front, wrist_rgb). view_cameras: rendered on request only, for films.
-    """
-
-    name: str = "franka_0"
-    action_space: str = "ee_delta"
-    control_rate_hz: float = 10.0
-    tick_rate_hz: float = 100.0
-    lock_step: bool = True
-    cameras: tuple[str, ...] = ()
-    view_cameras: tuple[str, ...] = ("front",)
-
-    def positive(self) -> tuple[str, ...]:
-        return ("control_rate_hz", "tick_rate_hz")
-
-
-class GymnasiumConfig(_Checked, frozen=True, kw_only=True, tag_field="kind", tag="gymnasium"):
-    """Any Gymnasium environment with a Box action space, in the place of robot and task.
-
-    env_id: `module:Id` or `module/Id` as gymnasium.make takes it. observation_keys: feature name -> path of the
-    environment's observation ('' is the whole, 'a.b' goes into dictionaries). env_kwargs: passed to gymnasium.make.
-    success_key: key of the info dictionary that says success.
-    """
-
-    name: str = "gymnasium_0"
-    env_id: str = "gym_pusht/PushT-v0"
-    observation_keys: dict[str, str] = field(default_factory=lambda: {"observation.state": ""})
-    env_kwargs: dict[str, bool | int | float | str] = field(default_factory=dict)
-    success_key: str = "is_success"
-    control_rate_hz: float = 10.0
-    max_episode_steps: int = 300
-    lock_step: bool = True
-
-    def positive(self) -> tuple[str, ...]:
-        return ("control_rate_hz", "max_episode_steps")
-
-
-class TaskConfig(_Checked, frozen=True, kw_only=True):
-    """What is to be learned and where its demonstrations come from.
-
-    features: observation features that policies read. demonstrations: episodes to collect. max_attempts: give up
-    after so many. keep: which attempts become demonstrations: the successful ones, or those whose return reaches
-    `keep_return`. demonstration_noise: standard deviation of the noise
-    on the expert's action, as a fraction of the action's range; what is learned is the action without it.
-    """
-
-    name: str
-    features: tuple[str, ...]
-    demonstrations: int = 60
-    max_attempts: int = 300
-    keep: Literal["success", "return"] = "success"
-    keep_return: float = 0.0
-    demonstration_noise: float = 0.1
-
-    def positive(self) -> tuple[str, ...]:
-        return ("demonstrations", "max_attempts")
-
-
-class DiffusionPolicySettings(_Checked, frozen=True, kw_only=True):
+class DiffusionPolicySettings(Checked, frozen=True, kw_only=True):
     """Base policy: a diffusion policy and its behaviour cloning. execute_steps: actions run of each chunk."""
 
     training: BcConfig = BcConfig()
@@ -100,7 +30,7 @@ class DiffusionPolicySettings(_Checked, frozen=True, kw_only=True):
         return ("execute_steps",)
 
 
-class ResidualTd3Settings(_Checked, frozen=True, kw_only=True):
+class ResidualTd3Settings(Checked, frozen=True, kw_only=True):
     """Residual off-policy RL: actor, updates, exploration, replay.
 
     updates_per_step: learner updates for every environment step after the warm-up. n_step, discount: of the returns.
@@ -121,7 +51,7 @@ class ResidualTd3Settings(_Checked, frozen=True, kw_only=True):
         return ("batch_size", "updates_per_step", "n_step", "discount", "replay_capacity")
 
 
-class LearnerConfig(_Checked, frozen=True, kw_only=True):
+class LearnerConfig(Checked, frozen=True, kw_only=True):
     """target_steps: environment steps to train through. publish_every_steps: new weights at the end of the first
     episode after so many steps. checkpoint_every_s: seconds between checkpoints. durability: `power` syncs every
     batch of steps to the disk before it is acknowledged, `process` leaves that to the kernel."""
@@ -135,7 +65,7 @@ class LearnerConfig(_Checked, frozen=True, kw_only=True):
         return ("target_steps", "publish_every_steps", "checkpoint_every_s")
 
 
-class EdgeConfig(_Checked, frozen=True, kw_only=True):
+class EdgeConfig(Checked, frozen=True, kw_only=True):
     """max_lead_steps: a simulated robot waits before an episode while the learner is more steps behind than this;
     0 makes the run repeatable bit for bit, -1 never waits. max_state_age_s: older states are refused.
     spool_capacity_bytes: room for steps that the learner has not acknowledged."""
@@ -149,7 +79,7 @@ class EdgeConfig(_Checked, frozen=True, kw_only=True):
         return ("max_state_age_s", "spool_capacity_bytes", "patience_s")
 
 
-class EvaluationConfig(_Checked, frozen=True, kw_only=True):
+class EvaluationConfig(Checked, frozen=True, kw_only=True):
     """episodes: paired episodes on seeds first_seed, first_seed + 1, ...; training never uses these seeds.
     workers: parallel processes, each with a robot server of its own. replan_every: re-planning intervals at which
     the base policy is shown beside the trained one; replan_episodes: episodes for each of them. videos: rollouts
@@ -169,18 +99,30 @@ class EvaluationConfig(_Checked, frozen=True, kw_only=True):
         return ("episodes", "workers", "replan_episodes")
 
 
-class NetworkConfig(_Checked, frozen=True, kw_only=True):
-    """Where the servers listen. Every connection is encrypted and authenticated with CURVE keys."""
+class NetworkConfig(Checked, frozen=True, kw_only=True):
+    """Where the servers listen. Every connection is encrypted and authenticated with CURVE keys.
+
+    scene_address, scene_state_address, domain_id: of a vendor-side simulator and, on loopback only, the DDS domain
+    that the vendor's interface is simulated in.
+    """
 
     robot_address: str = "tcp://127.0.0.1:7710"
     state_address: str = "tcp://127.0.0.1:7711"
     learner_address: str = "tcp://127.0.0.1:7720"
+    scene_address: str = "tcp://127.0.0.1:7730"
+    scene_state_address: str = "tcp://127.0.0.1:7731"
+    domain_id: int = 1
 
 
-class StackConfig(_Checked, frozen=True, kw_only=True):
-    """Everything. run: name of the run; runs_directory: where runs are kept; seed: of all training randomness."""
+class StackConfig(Checked, frozen=True, kw_only=True):
+    """Everything.
 
-    robot: FrankaSimConfig | GymnasiumConfig
+    backend: how the robot is reached: `sim` computes it here; the vendor's interfaces are listed with each robot.
+    vendor: who is at the other end of a vendor's interface: `simulated` (`robot-stack vendor-sim`) or `hardware`.
+    run: name of the run; runs_directory: where runs are kept; seed: of all training randomness.
+    """
+
+    robot: AnyRobotConfig
     task: TaskConfig
     policy: DiffusionPolicySettings
     algorithm: ResidualTd3Settings
@@ -188,6 +130,8 @@ class StackConfig(_Checked, frozen=True, kw_only=True):
     edge: EdgeConfig = EdgeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     network: NetworkConfig = NetworkConfig()
+    backend: str = "sim"
+    vendor: Literal["simulated", "hardware"] = "simulated"
     run: str = "demo"
     runs_directory: str = "runs"
     seed: int = 0

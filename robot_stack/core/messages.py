@@ -239,6 +239,7 @@ class RobotDiagnostics(Struct, frozen=True, kw_only=True, tag=True):
     overruns: int
     period_p50_s: float
     period_p99_s: float
+    period_max_s: float
     sample_age_s: float
     stops: int
     refusals: dict[str, int]

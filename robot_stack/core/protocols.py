@@ -159,7 +159,19 @@ class EpisodicRobot(Robot, Protocol):
 
 
 @runtime_checkable
-class SimulatedRobot(EpisodicRobot, Protocol):
+class Renderer(Protocol):
+    """Something with simulated cameras."""
+
+    @property
+    def cameras(self) -> tuple[str, ...]: ...
+
+    def render(self, camera: str) -> Array:
+        """RGB image (height, width, 3) uint8 of that camera."""
+        ...
+
+
+@runtime_checkable
+class SimulatedRobot(EpisodicRobot, Renderer, Protocol):
     """A robot whose world is computed here; its server may run it on the wall clock or in lock-step.
 
     The same seed gives the same scene, and the same commands the same states, bit for bit.
@@ -167,12 +179,6 @@ class SimulatedRobot(EpisodicRobot, Protocol):
 
     def advance(self, duration_s: float) -> None:
         """Move the world's time on."""
-
-    def render(self, camera: str) -> Array:
-        """RGB image (height, width, 3) uint8 of that camera."""
-
-    @property
-    def cameras(self) -> tuple[str, ...]: ...
 
 
 class SafeState(Protocol):

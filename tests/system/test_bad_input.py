@@ -35,7 +35,7 @@ def check(done, error: type, *words: str) -> None:  # type: ignore[no-untyped-de
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["robot=franka_simm"], ["franka_simm", "did you mean robot=franka_sim"]),
+        (["robot=frankaa"], ["frankaa", "did you mean robot=franka"]),
         (["task=peg"], ["there is no task called 'peg'", "peg_insertion"]),
         (["learner.target_step=5"], ["learner.target_step", "did you mean 'learner.target_steps'"]),
         (["learner.target_steps=many"], ["many"]),
