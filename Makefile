@@ -21,7 +21,7 @@ check: setup
 	$(BIN)/lint-imports
 
 bench: setup
-	@for name in simulation storage closed_loop; do \
+	@for name in simulation storage safety g1_dds cameras control_loop closed_loop; do \
 		echo "== $$name"; $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
 
 setup: system $(VENV)/.installed

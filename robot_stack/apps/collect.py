@@ -20,7 +20,8 @@ from robot_stack.apps.keys import ensure_keys
 from robot_stack.apps.layout import RunLayout
 from robot_stack.apps.seeds import demonstration_seed
 from robot_stack.buffer.steps import StepLog
-from robot_stack.config.schema import NetworkConfig, StackConfig, TaskConfig
+from robot_stack.config.schema import NetworkConfig, StackConfig
+from robot_stack.config.task import TaskConfig
 from robot_stack.core.errors import RobotError
 from robot_stack.core.messages import FloatArray, Observation, RobotState, Source
 from robot_stack.core.specs import Feature

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from robot_stack.apps.supervisor import end_with_parent, robot_stack_command
+from robot_stack.core.errors import RobotStackError
 from robot_stack.core.protocols import SafeState
 
 logger = logging.getLogger(__name__)
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 WATCH_PERIOD_S = 0.01
 SERVER_WAS_KILLED = 75  # above the codes of errors that a restart does not help against
 END_PATIENCE_S = 10.0
+RETRY_S = 0.5
 
 
 def keep_robot_server(safe_state: SafeState, overrides: Sequence[str], keep_running: Callable[[], bool]) -> int:
@@ -30,7 +32,7 @@ def keep_robot_server(safe_state: SafeState, overrides: Sequence[str], keep_runn
         preexec_fn=end_with_parent,  # noqa: PLW1509 - one system call; no other thread runs here
     )
     try:
-        safe_state.connect()
+        _connect(safe_state, lambda: keep_running() and server.poll() is None)
         while keep_running() and server.poll() is None:
             safe_state.watch()
             time.sleep(WATCH_PERIOD_S)
@@ -49,6 +51,17 @@ def keep_robot_server(safe_state: SafeState, overrides: Sequence[str], keep_runn
         if server.poll() is None:
             _end(server)
         safe_state.close()
+
+
+def _connect(safe_state: SafeState, keep_trying: Callable[[], bool]) -> None:
+    """Connect while the server does the same: whichever finds nobody says so, and the server gives up first."""
+    while keep_trying():
+        try:
+            safe_state.connect()
+            return
+        except RobotStackError as error:
+            logger.warning("the keeper is not connected to the vendor's side yet: %s", error)
+            time.sleep(RETRY_S)
 
 
 def _end(server: subprocess.Popen[bytes]) -> int:

@@ -169,16 +169,18 @@ class RobotServer:
         )
 
     def _diagnostics(self) -> RobotDiagnostics:
-        guard, periods_s = self.guard, self.pacer.periods_s()
+        guard, periods_s = self.guard, np.asarray(self.pacer.periods_s() or [self._tick_s])
+        jitter_s = np.abs(periods_s - self._tick_s)
         return RobotDiagnostics(
             boot=guard.boot,
             lifecycle=guard.lifecycle,
             fault=guard.fault,
             ticks=self.pacer.ticks,
             overruns=self.pacer.overruns,
-            period_p50_s=float(np.median(periods_s)) if periods_s else 0.0,
-            period_p99_s=float(np.quantile(periods_s, 0.99)) if periods_s else 0.0,
-            period_max_s=max(periods_s, default=0.0),
+            period_p50_s=float(np.median(periods_s)),
+            jitter_p50_s=float(np.median(jitter_s)),
+            jitter_p99_s=float(np.quantile(jitter_s, 0.99)),
+            jitter_max_s=float(jitter_s.max()),
             sample_age_s=guard.sample_age_s(),
             stops=guard.stops,
             refusals={refusal.value: count for refusal, count in guard.refusals.items()},

@@ -229,6 +229,7 @@ class GetDiagnostics(Struct, frozen=True, kw_only=True, tag=True):
 class RobotDiagnostics(Struct, frozen=True, kw_only=True, tag=True):
     """How a robot server fares: measured period of its loop, age of the driver's newest sample, counts since boot.
 
+    Jitter is the distance of a period from the wanted one, over the last few thousand periods.
     `refusals` counts refused commands by reason, `held_back` ticks at which the filter held back, by cause.
     """
 
@@ -238,8 +239,9 @@ class RobotDiagnostics(Struct, frozen=True, kw_only=True, tag=True):
     ticks: int
     overruns: int
     period_p50_s: float
-    period_p99_s: float
-    period_max_s: float
+    jitter_p50_s: float
+    jitter_p99_s: float
+    jitter_max_s: float
     sample_age_s: float
     stops: int
     refusals: dict[str, int]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypedDict
 
 from msgspec import Struct, field
 
@@ -24,6 +24,7 @@ from robot_stack.core.specs import RobotSpec
 
 if TYPE_CHECKING:
     from hardware.sim.experts import Expert
+    from hardware.sim.rendering import CameraConfig
     from hardware.sim.vendor import VendorSimulator
 
 SIM = "sim"
@@ -45,6 +46,20 @@ class AxisLimits(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not 0 < self.speed <= 1:
             raise ConfigError(f"robot.limits.speed = {self.speed} must be larger than 0 and at most 1")
+
+
+class Rates(TypedDict):
+    """Keyword arguments of every driver."""
+
+    control_rate_hz: float
+    tick_rate_hz: float
+
+
+class Cameras(TypedDict):
+    """Keyword arguments of every simulated robot."""
+
+    cameras: tuple[CameraConfig, ...]
+    view_cameras: tuple[CameraConfig, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +133,11 @@ class RobotConfig(Checked, frozen=True, kw_only=True):
 
     # ---- for the robots' own files ----
 
-    def rates(self, own_tick_rate_hz: float) -> dict[str, float]:
+    def rates(self, own_tick_rate_hz: float) -> Rates:
         """Control and tick rate as keyword arguments."""
         return {"control_rate_hz": self.control_rate_hz, "tick_rate_hz": self.tick_rate_hz or own_tick_rate_hz}
 
-    def camera_arguments(self) -> dict[str, Any]:
+    def camera_arguments(self) -> Cameras:
         """Recorded and view cameras as keyword arguments of a simulated robot."""
         from hardware.sim.rendering import CameraConfig
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from msgspec import field
@@ -71,7 +71,10 @@ class GymnasiumConfig(RobotConfig, frozen=True, kw_only=True, tag_field="kind", 
     def expert(self, spec: RobotSpec) -> Expert:
         from hardware.gymnasium.experts import PandaPickCubeExpert, PushTExpert
 
-        experts = {"pusht": lambda _: PushTExpert(), "panda_pick_cube": lambda _: PandaPickCubeExpert()}
+        experts: dict[str, Callable[[RobotSpec], Expert]] = {
+            "pusht": lambda _: PushTExpert(),
+            "panda_pick_cube": lambda _: PandaPickCubeExpert(),
+        }
         return expert_of(experts, spec)
 
 
