@@ -81,7 +81,7 @@ class VendorSide:
     def robot_state(self) -> RobotState:
         """What the robot server says, asked with the operator's key."""
         with robot_client(self.config.network, self.keys, OPERATOR_KEY) as client:
-            state = client.request(GetState(), timeout_s=30.0)
+            state = client.request(GetState(), timeout_s=3.0)
         assert isinstance(state, RobotState)
         return state
 

@@ -48,6 +48,7 @@ def set_up_logging(verbose: bool) -> None:
         stream=sys.stderr,
         force=True,
     )
+    logging.getLogger("OpenGL").setLevel(logging.WARNING)
 
 
 def fail(error: RobotStackError) -> int:

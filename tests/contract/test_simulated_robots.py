@@ -13,7 +13,7 @@ from hardware.sim.rendering import CameraConfig
 from robot_stack.core.messages import Array, Features, FloatArray
 from robot_stack.core.protocols import SimulatedRobot
 from robot_stack.core.specs import ACTION, IMAGES, Feature
-from robot_stack.safety.limiter import SetpointLimiter
+from robot_stack.safety.motion import MotionFilter
 
 FLOAT_TOLERANCE = 1e-6
 STEPS = 8
@@ -71,7 +71,7 @@ def random_action(robot: SimulatedRobot, rng: np.random.Generator) -> FloatArray
     return np.clip(rng.uniform(lower, upper), lower, upper).astype(np.float32)
 
 
-def control_step(robot: SimulatedRobot, limiter: SetpointLimiter, action: FloatArray) -> None:
+def control_step(robot: SimulatedRobot, limiter: MotionFilter, action: FloatArray) -> None:
     """One action as a robot server runs it: resolved once, filtered and sent at every tick."""
     goal = robot.resolve(action)
     tick_s = 1.0 / robot.spec.tick_rate_hz
@@ -84,7 +84,7 @@ def control_step(robot: SimulatedRobot, limiter: SetpointLimiter, action: FloatA
 def rollout(robot: SimulatedRobot, seed: int, steps: int = STEPS) -> list[tuple[Features, Features, Array]]:
     """Random actions from a seeded scene: observations, ground truth and measured setpoint after each."""
     robot.reset(seed)
-    limiter = SetpointLimiter(robot.limits, 1.0 / robot.spec.tick_rate_hz)
+    limiter = MotionFilter(robot.limits, 1.0 / robot.spec.tick_rate_hz)
     limiter.start(robot.measured_setpoint())
     rng = np.random.default_rng(seed)
     history = [(robot.read().features, robot.ground_truth(), robot.measured_setpoint())]
@@ -177,7 +177,7 @@ def test_a_reading_is_the_callers_to_keep(robot: SimulatedRobot) -> None:
 
 def test_stamps_do_not_go_back(robot: SimulatedRobot) -> None:
     stamps = []
-    limiter = SetpointLimiter(robot.limits, 1.0 / robot.spec.tick_rate_hz)
+    limiter = MotionFilter(robot.limits, 1.0 / robot.spec.tick_rate_hz)
     limiter.start(robot.measured_setpoint())
     for seed in range(3):
         control_step(robot, limiter, random_action(robot, np.random.default_rng(seed)))
@@ -220,7 +220,7 @@ def test_goals_never_leave_the_limits(robot: SimulatedRobot) -> None:
     corners = (robot.spec.action.lower_array(), robot.spec.action.upper_array())
     for seed in range(3):
         robot.reset(seed)
-        limiter = SetpointLimiter(robot.limits, 1.0 / robot.spec.tick_rate_hz)
+        limiter = MotionFilter(robot.limits, 1.0 / robot.spec.tick_rate_hz)
         limiter.start(robot.measured_setpoint())
         for action in (*(random_action(robot, rng) for _ in range(20)), *corners * 10):
             goal = robot.resolve(action)

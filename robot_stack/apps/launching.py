@@ -1,0 +1,169 @@
+"""What the ROS 2 launch files are composed of: their arguments, and one process of the stack.
+
+The files in `launch/` say which processes belong together; this module turns their arguments into the same command
+lines that a person types. Ports come from the service table. The packages `launch` and `launch_ros` come with a ROS 2
+installation and are imported when a launch file asks for one of their actions.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robot_stack.core.errors import ConfigError, MissingDependencyError, SpecMismatchError
+from robot_stack.transport.services import SERVICES
+
+RESTART_PAUSE_S = 2.0
+_NO_USE = {0, ConfigError.exit_code, SpecMismatchError.exit_code, MissingDependencyError.exit_code}
+_GROUPS = ("robot", "backend", "vendor", "task", "run")
+_ADDRESSES = {
+    "robot.request": "network.robot_address",
+    "robot.state": "network.state_address",
+    "learner.request": "network.learner_address",
+    "scene.request": "network.scene_address",
+    "scene.state": "network.scene_state_address",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """A launch argument; `choices` is empty where any text will do."""
+
+    default: str
+    description: str
+    choices: tuple[str, ...] = ()
+
+
+_SWITCH = ("true", "false")
+ARGUMENTS: Mapping[str, Argument] = {
+    "robot": Argument("franka", "franka, g1, stretch, or another choice of robot=... in the configuration"),
+    "backend": Argument("sim", "how the robot is reached", ("sim", "ros2", "dds", "fci", "body")),
+    "vendor": Argument("simulated", "who is at the other end of a vendor's interface", ("hardware", "simulated")),
+    "task": Argument("", "task of the run; empty for the robot's first"),
+    "run": Argument("demo", "name of the run: its keys, steps and weights"),
+    "port_base": Argument(
+        str(SERVICES["robot.request"].default_port), "first TCP port; every robot of a machine needs its own hundred"
+    ),
+    "config": Argument("", "more KEY=VALUE overrides for all processes, separated by spaces"),
+    "namespace": Argument("", "ROS 2 namespace above robot_stack/; one per robot"),
+    "cameras": Argument("", "names of the cameras to start, separated by commas"),
+    "ros2_node": Argument("true", "show the robot to ROS 2", _SWITCH),
+    "edge": Argument("false", "run the run's policy on the robot", _SWITCH),
+    "learner": Argument("false", "run the learner on this machine", _SWITCH),
+    "teleop": Argument("false", "serve the operator's screen; needs a release that has robot-stack teleop", _SWITCH),
+}
+
+
+def command_line(words: Sequence[str], given: Mapping[str, str], more: Sequence[str] = ()) -> list[str]:
+    """The command `robot-stack <words> <overrides>` for these values of the launch arguments.
+
+    The console script if it is on the PATH, else the module in this Python. Time never stands still here: ROS 2 works
+    on the wall clock.
+    """
+    script = shutil.which("robot-stack")
+    program = [script] if script else [sys.executable, "-m", "robot_stack.apps.cli"]
+    groups = [f"{name}={given[name]}" for name in _GROUPS if given.get(name)]
+    network = _addresses(int(given["port_base"]))
+    return [*program, *words, *groups, "robot.lock_step=false", *network, *more, *shlex.split(given["config"])]
+
+
+def _addresses(port_base: int) -> list[str]:
+    """Loopback addresses with the ports' places relative to each other as in the service table."""
+    first = SERVICES["robot.request"].default_port
+    return [
+        f"{key}=tcp://127.0.0.1:{port_base + SERVICES[name].default_port - first}" for name, key in _ADDRESSES.items()
+    ]
+
+
+# ---- launch actions ---------------------------------------------------------------------------------------------
+
+
+def declared(*names: str) -> list[Any]:
+    """The declarations of these arguments, at the head of a launch file."""
+    from launch.actions import DeclareLaunchArgument
+
+    return [
+        DeclareLaunchArgument(
+            name,
+            default_value=ARGUMENTS[name].default,
+            description=ARGUMENTS[name].description,
+            choices=list(ARGUMENTS[name].choices) or None,
+        )
+        for name in names
+    ]
+
+
+def stack_process(*words: str, more: Sequence[Sequence[Any]] = ()) -> Any:
+    """One process, `robot-stack <words>`, which is started again if it dies.
+
+    Not so after it ended with success, or said that its configuration or installation is wrong: that needs a person.
+    `more`: overrides of this process alone, each a list of strings and substitutions.
+    """
+    from launch.actions import OpaqueFunction
+
+    def start(context: Any) -> list[Any]:
+        from launch.utilities import perform_substitutions
+
+        overrides = ["".join(perform_substitutions(context, _substitutions(one))) for one in more]
+        return [_process(words[0], command_line(words, context.launch_configurations, overrides))]
+
+    return OpaqueFunction(function=start)
+
+
+def camera_processes() -> Any:
+    """One process for each name in the argument `cameras`."""
+    from launch.actions import OpaqueFunction
+
+    def start(context: Any) -> list[Any]:
+        given = context.launch_configurations
+        names = [name.strip() for name in given["cameras"].split(",") if name.strip()]
+        return [_process(f"camera-{name}", command_line(("camera", "--name", name), given)) for name in names]
+
+    return OpaqueFunction(function=start)
+
+
+def included(file: Path, condition: Any = None) -> Any:
+    """Another launch file of this folder, with the arguments of this one."""
+    from launch.actions import IncludeLaunchDescription
+    from launch.launch_description_sources import PythonLaunchDescriptionSource
+
+    return IncludeLaunchDescription(PythonLaunchDescriptionSource(str(file)), condition=condition)
+
+
+def switched_on(argument: str) -> Any:
+    """The condition that a `true|false` argument is true."""
+    from launch.conditions import IfCondition
+    from launch.substitutions import LaunchConfiguration
+
+    return IfCondition(LaunchConfiguration(argument))
+
+
+def vendor_is_simulated() -> Any:
+    """The condition that somebody has to play the vendor's side."""
+    from launch.conditions import IfCondition
+    from launch.substitutions import LaunchConfiguration, PythonExpression
+
+    backend, vendor = LaunchConfiguration("backend"), LaunchConfiguration("vendor")
+    return IfCondition(PythonExpression(["'", backend, "' != 'sim' and '", vendor, "' == 'simulated'"]))
+
+
+def _substitutions(words: Sequence[Any]) -> list[Any]:
+    from launch.utilities import normalize_to_list_of_substitutions
+
+    return list(normalize_to_list_of_substitutions(words))
+
+
+def _process(name: str, command: list[str]) -> Any:
+    from launch.actions import ExecuteProcess, TimerAction
+
+    def again(event: Any, context: Any) -> list[Any] | None:
+        if context.is_shutdown or event.returncode in _NO_USE:
+            return None
+        return [TimerAction(period=RESTART_PAUSE_S, actions=[_process(name, command)])]
+
+    return ExecuteProcess(cmd=command, name=name, output="screen", on_exit=again)
