@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +109,7 @@ def kill_server(vendor: str, directory: Path, kills: int) -> dict[str, object]:
                     driven.step(half_speed(driven, index))
                 stack.server().kill()
                 to_rest_ms.append(_time_to_rest_ms(stack))
-            _until(lambda: stack.supervisor.watch() is None and stack.state().lifecycle is Lifecycle.INACTIVE)
+            _until(partial(_serves_again, stack))
             armed_again += stack.state().lifecycle is Lifecycle.ACTIVE
     return {
         "kills": kills,
@@ -116,6 +117,11 @@ def kill_server(vendor: str, directory: Path, kills: int) -> dict[str, object]:
         "to_rest_ms_max": round(max(to_rest_ms), 1),
         "armed_again": armed_again,
     }
+
+
+def _serves_again(stack: Stack) -> bool:
+    stack.supervisor.watch()
+    return stack.state().lifecycle is not Lifecycle.UNCONFIGURED
 
 
 def _time_to_rest_ms(stack: Stack) -> float:

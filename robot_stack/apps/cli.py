@@ -71,6 +71,30 @@ def _vendor_sim(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _camera(arguments: argparse.Namespace) -> int:
+    from robot_stack.apps.cameras import run_camera_process
+    from robot_stack.apps.process import Lifetime
+    from robot_stack.config.compose import compose_config
+
+    with Lifetime() as life:
+        run_camera_process(compose_config(arguments.overrides), arguments.name, life.running)
+    return 0
+
+
+def _ros2_node(arguments: argparse.Namespace) -> int:
+    from robot_stack.apps.keys import ensure_keys
+    from robot_stack.apps.layout import RunLayout
+    from robot_stack.apps.process import Lifetime
+    from robot_stack.apps.ros2_node import run_ros2_node
+    from robot_stack.config.compose import compose_config
+
+    config = compose_config(arguments.overrides)
+    keys = ensure_keys(RunLayout.of(config))
+    with Lifetime() as life:
+        run_ros2_node(config.network, keys, config.ros2_node, life.running)
+    return 0
+
+
 def _edge(arguments: argparse.Namespace) -> int:
     from robot_stack.apps.edge import run_edge
     from robot_stack.apps.process import Lifetime
@@ -178,6 +202,18 @@ SUBCOMMANDS: dict[str, _Subcommand] = {
         "same configuration beside it.",
         _vendor_sim,
     ),
+    "camera": _Subcommand(
+        "own one camera and publish its newest fresh picture",
+        "The name is that of a configured camera: cameras.NAME.driver=realsense cameras.NAME.serial=1234. One that "
+        "hangs ends the process, so that whoever supervises it starts it again.",
+        _camera,
+    ),
+    "ros2-node": _Subcommand(
+        "show a robot server to ROS 2: rviz2, rosbag2, Foxglove, the ros2 command line",
+        "A lifecycle node beside the robot server, in a process of its own: nothing in ROS can hold up the control "
+        "loop.",
+        _ros2_node,
+    ),
     "edge": _Subcommand(
         "run the policy on the robot, record every step and ship it to the learner",
         "Needs a running robot server and the run's trained policy. Steps are kept in a spool on this machine until "
@@ -256,6 +292,8 @@ def _parser() -> argparse.ArgumentParser:
             one.add_argument("--connect", action="store_true", help="use the robot server that is already running")
         if name == "operate":
             one.add_argument("action", choices=OPERATE_ACTIONS, help="what to do")
+        if name == "camera":
+            one.add_argument("--name", required=True, help="name of the camera")
         if name == "keys":
             one.add_argument("action", choices=("make", "list", "revoke"), help="what to do")
             one.add_argument("name", nargs="?", default="", help="name of the key (make, revoke)")

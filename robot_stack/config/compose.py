@@ -35,6 +35,11 @@ GROUPS: dict[str, Mapping[str, msgspec.Struct]] = {
 DEFAULTS = {"robot": "franka", "policy": "diffusion", "algorithm": "residual_td3"}
 _ROOT = "stack"
 _DICTIONARIES = (
+    "cameras.",
+    "ros2_node.cameras.",
+    "ros2_node.intrinsics.",
+    "ros2_node.joint_names.",
+    "ros2_node.poses.",
     "robot.env_kwargs.",
     "robot.observation_keys.",
     "robot.limits.lower.",
@@ -81,7 +86,7 @@ def _register(task: str) -> None:
     root: dict[str, Any] = {"defaults": [*defaults, "_self_"]}
     for field in msgspec.structs.fields(StackConfig):
         if field.name not in GROUPS:
-            default = field.default
+            default = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
             root[field.name] = _node(default) if isinstance(default, msgspec.Struct) else default
     store.store(name=_ROOT, node=root)
 

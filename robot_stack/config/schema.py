@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, Union
 
+from msgspec import field
+
 from policies.residual.config import ExplorationConfig, ResidualConfig
 from robot_stack.config.checked import Checked
 from robot_stack.config.robots import ROBOT_PRESETS, RobotConfig
 from robot_stack.config.task import TaskConfig
 from robot_stack.learner.algorithms.config import ResidualTd3Config
 from robot_stack.learner.bc_config import BcConfig
+from robot_stack.transport.ros2.config import Ros2NodeConfig
 
 if TYPE_CHECKING:
     AnyRobotConfig = RobotConfig
@@ -119,6 +122,7 @@ class StackConfig(Checked, frozen=True, kw_only=True):
 
     backend: how the robot is reached: `sim` computes it here; the vendor's interfaces are listed with each robot.
     vendor: who is at the other end of a vendor's interface: `simulated` (`robot-stack vendor-sim`) or `hardware`.
+    ros2_node: what the robot server looks like in ROS 2. cameras: camera processes by name (see apps/cameras.py).
     run: name of the run; runs_directory: where runs are kept; seed: of all training randomness.
     """
 
@@ -130,6 +134,8 @@ class StackConfig(Checked, frozen=True, kw_only=True):
     edge: EdgeConfig = EdgeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     network: NetworkConfig = NetworkConfig()
+    ros2_node: Ros2NodeConfig = Ros2NodeConfig()
+    cameras: dict[str, dict[str, bool | int | float | str]] = field(default_factory=dict)
     backend: str = "sim"
     vendor: Literal["simulated", "hardware"] = "simulated"
     run: str = "demo"

@@ -10,6 +10,8 @@ import pytest
 
 from hardware.franka.sim import SimulatedFranka
 from hardware.sim.rendering import CameraConfig
+from hardware.stretch.sim import SimulatedStretch
+from hardware.unitree_g1.sim import SimulatedG1
 from robot_stack.core.messages import Array, Features, FloatArray
 from robot_stack.core.protocols import SimulatedRobot
 from robot_stack.core.specs import ACTION, IMAGES, Feature
@@ -49,6 +51,8 @@ CASES = [
         ),
         measured_joints,
     ),
+    RobotCase("g1_bimanual_lift", lambda: SimulatedG1("g1_0", "g1_bimanual_lift"), zero_delta),
+    RobotCase("stretch_reach_grasp", lambda: SimulatedStretch("stretch_0", "stretch_reach_grasp"), zero_delta),
 ]
 
 

@@ -14,10 +14,9 @@ from robot_stack.core.protocols import Robot, SafeState
 from robot_stack.core.specs import RobotSpec
 
 if TYPE_CHECKING:
-    from hardware.stretch.sim import SimulatedStretch
-
     from hardware.sim.experts import Expert
     from hardware.sim.vendor import VendorSimulator
+    from hardware.stretch.sim import SimulatedStretch
 
 SIMULATION_TICK_RATE_HZ = 100.0
 DRIVER_TICK_RATE_HZ = 100.0
