@@ -67,7 +67,8 @@ class G1Config(RobotConfig, frozen=True, kw_only=True, tag_field="kind", tag="g1
         return G1DdsSimulator(self.simulated(setting), self._network(setting))
 
     def safe_state(self, backend: str, setting: Setting) -> SafeState | None:
-        if backend != "dds":
+        """Over DDS also for `ros2`: both are the same network."""
+        if backend == SIM:
             return None
         from hardware.unitree_g1.dds_safe_state import G1DdsSafeState
 
