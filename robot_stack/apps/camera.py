@@ -19,7 +19,7 @@ import numpy as np
 
 from hardware.cameras.config import CameraServerConfig
 from robot_stack.core.clock import NS_PER_S, s_to_ns
-from robot_stack.core.errors import RobotError
+from robot_stack.core.errors import CameraHangsError, RobotError
 from robot_stack.core.messages import CameraFrame
 from robot_stack.core.protocols import Camera, Frame
 from robot_stack.edge.freshness import Freshness, FreshnessJudge, Sample
@@ -33,12 +33,6 @@ CAMERA_FRAME = SERVICES["camera.frame"]
 CONNECT_RETRY_S = 1.0
 WATCHDOG_MARGIN_S = 1.0
 _NOTHING = np.zeros((0, 0, 3), dtype=np.uint8)
-
-
-class CameraHangsError(RobotError):
-    """The camera gave nothing fresh for `give_up_s`. The exit code says that starting again may help (EX_TEMPFAIL)."""
-
-    exit_code = 75
 
 
 class CameraServer:

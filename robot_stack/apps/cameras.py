@@ -24,7 +24,8 @@ from robot_stack.config.schema import StackConfig
 from robot_stack.core.errors import ConfigError, RobotError
 from robot_stack.core.messages import Array, CameraFrame, GetScene, GetState, RobotState, SceneState
 from robot_stack.core.protocols import CameraSpec
-from robot_stack.core.specs import IMAGES
+from robot_stack.core.specs import IMAGES, RobotSpec
+from robot_stack.edge.alignment import spec_with_cameras
 from robot_stack.edge.camera_feed import CameraFeed
 from robot_stack.edge.freshness import FreshnessJudge
 from robot_stack.transport.keys import KeyStore
@@ -50,9 +51,11 @@ def camera_settings(config: StackConfig) -> dict[str, CameraSettings]:
     """All configured cameras by name. Where no address is given, each takes the next port."""
     found = {}
     for index, (name, keys) in enumerate(sorted(config.cameras.items())):
-        server = {"address": f"tcp://127.0.0.1:{CAMERA_FRAME.default_port + index}"}
+        server: dict[str, object] = {"address": f"tcp://127.0.0.1:{CAMERA_FRAME.default_port + index}"}
         server |= {key: value for key, value in keys.items() if key in _SERVER_KEYS}
-        driver = {"name": name} | {key: value for key, value in keys.items() if key not in _SERVER_KEYS}
+        driver: dict[str, object] = {"name": name} | {
+            key: value for key, value in keys.items() if key not in _SERVER_KEYS
+        }
         found[name] = CameraSettings(_driver(name, driver), msgspec.convert(server, CameraServerConfig))
     return found
 
@@ -69,18 +72,38 @@ def _driver(name: str, keys: Mapping[str, object]) -> CameraConfig:
     return driver
 
 
+@dataclass(frozen=True, slots=True)
+class ObservedCameras:
+    """The open feeds of all configured cameras, and the robot's spec with their images."""
+
+    spec: RobotSpec
+    feeds: Mapping[str, CameraFeed]
+    patience_s: float
+
+    def wait(self) -> None:
+        """Wait until every camera has sent something fresh; RobotError for one that does not."""
+        for feed in self.feeds.values():
+            feed.wait(self.patience_s)
+
+
 @contextmanager
-def camera_feeds(config: StackConfig, keys: KeyStore) -> Iterator[dict[str, CameraFeed]]:
-    """The edge's open feed of every configured camera."""
+def observed_cameras(
+    config: StackConfig, robot: RobotSpec, keys: KeyStore, patience_s: float
+) -> Iterator[ObservedCameras]:
+    """The edge's feed of every configured camera, once each has sent something fresh."""
+    settings = camera_settings(config)
+    spec = spec_with_cameras(robot, [one.spec for one in settings.values()])
     with ExitStack() as opened:
         feeds = {}
-        for name, settings in camera_settings(config).items():
+        for name, one in settings.items():
             subscriber: Subscriber[CameraFrame] = Subscriber(
-                CAMERA_FRAME, settings.server.address, keys, EDGE_KEY, ROBOT_KEY, CameraFrame
+                CAMERA_FRAME, one.server.address, keys, EDGE_KEY, ROBOT_KEY, CameraFrame
             )
-            judge = FreshnessJudge(settings.spec.rate_hz, settings.server.max_age_s)
+            judge = FreshnessJudge(one.spec.rate_hz, one.server.max_age_s)
             feeds[name] = opened.enter_context(CameraFeed(name, subscriber, judge))
-        yield feeds
+        cameras = ObservedCameras(spec, feeds, patience_s)
+        cameras.wait()
+        yield cameras
 
 
 def run_camera_process(config: StackConfig, name: str, keep_running: Callable[[], bool]) -> None:

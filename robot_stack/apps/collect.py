@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from hardware.sim.experts import Expert
 from robot_stack.apps.build import build_expert
+from robot_stack.apps.cameras import observed_cameras
 from robot_stack.apps.connections import remote_robot
 from robot_stack.apps.keys import ensure_keys
 from robot_stack.apps.layout import RunLayout
@@ -82,27 +84,32 @@ def collect(config: StackConfig, network: NetworkConfig, keep_running: Callable[
     layout = RunLayout.of(config)
     keys = ensure_keys(layout)
     task = config.task
-    with StepLog(layout.demonstrations) as log, remote_robot(network, keys) as robot:
+    patience_s = config.edge.patience_s
+    with ExitStack() as opened:
+        log = opened.enter_context(StepLog(layout.demonstrations))
+        robot = opened.enter_context(remote_robot(network, keys))
         attempts, kept = _already(log)
         if kept >= task.demonstrations:
             return Collected(attempts, kept)
-        layout.remember_robot(robot.connect(config.edge.patience_s).spec)
-        robot.arm(config.edge.patience_s)
+        robot.connect(patience_s)
+        cameras = opened.enter_context(observed_cameras(config, robot.spec, keys, patience_s))
+        layout.remember_robot(cameras.spec)
+        robot.arm(patience_s)
         proposer = ExpertProposer(build_expert(config, robot.spec))
         noise = ActionNoise(robot.spec.action, task.demonstration_noise)
-        bar = tqdm(total=task.demonstrations, initial=kept, desc="collect", unit="episode")
+        bar = opened.enter_context(tqdm(total=task.demonstrations, initial=kept, desc="collect", unit="episode"))
         while kept < task.demonstrations and attempts < task.max_attempts and keep_running():
             pending: list[bytes] = []
             recorder = Recorder(RecordingId(config.run, robot.spec.name, task.name), pending.append)
-            loop = ControlLoop(robot, proposer, noise, [recorder], config.edge.max_state_age_s)
+            loop = ControlLoop(
+                robot, proposer, noise, [recorder], config.edge.max_state_age_s, cameras.spec, cameras.feeds
+            )
             episode = EpisodeId(attempts, demonstration_seed(config.seed, attempts))
-            summary = loop.run_episode(episode)
             attempts += 1
-            if _is_kept(task, summary):
+            if _is_kept(task, loop.run_episode(episode)):
                 log.append(pending)
                 kept += 1
                 bar.update()
-        bar.close()
     if kept < task.demonstrations and keep_running():
         raise RobotError(
             f"only {kept} of {task.demonstrations} demonstrations after {attempts} attempts of task '{task.name}'; "

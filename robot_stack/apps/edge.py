@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -20,6 +21,7 @@ from policies.residual.config import ExplorationConfig
 from policies.residual.explore import explore
 from policies.residual.runtime import ResidualRuntime
 from robot_stack.apps.build import residual_spec
+from robot_stack.apps.cameras import ObservedCameras, observed_cameras
 from robot_stack.apps.connections import learner_client, remote_robot
 from robot_stack.apps.keys import EDGE_KEY, ensure_keys
 from robot_stack.apps.layout import RunLayout
@@ -115,12 +117,10 @@ class EdgeNode:
         with self.uplink:
             while keep_running():
                 try:
-                    with remote_robot(self._config.network, self._keys) as robot:
-                        robot.connect(self._config.edge.patience_s)
-                        check_policy_fits_robot(self._policy.spec, robot.spec)
+                    with self._devices() as (robot, cameras):
                         connected_once = True
                         robot.arm(self._config.edge.patience_s)
-                        if self._practise(robot, keep_running):
+                        if self._practise(robot, cameras, keep_running):
                             break
                 except (RobotError, UnreachableError) as error:
                     if not connected_once:
@@ -130,14 +130,26 @@ class EdgeNode:
             self.uplink.wait_until(self.uplink.flushed, keep_running)
         self._timing.save()
 
-    def _practise(self, robot: RemoteRobot, keep_running: Callable[[], bool]) -> bool:
+    @contextmanager
+    def _devices(self) -> Iterator[tuple[RemoteRobot, ObservedCameras]]:
+        """The robot and the cameras, connected; SpecMismatchError if the policy does not fit them."""
+        config, patience_s = self._config, self._config.edge.patience_s
+        with remote_robot(config.network, self._keys) as robot:
+            robot.connect(patience_s)
+            with observed_cameras(config, robot.spec, self._keys, patience_s) as cameras:
+                check_policy_fits_robot(self._policy.spec, cameras.spec)
+                yield robot, cameras
+
+    def _practise(self, robot: RemoteRobot, cameras: ObservedCameras, keep_running: Callable[[], bool]) -> bool:
         """Episodes until told to stop; True once the learner has enough steps."""
         config = self._config
         recording = RecordingId(config.run, robot.spec.name, robot.spec.task)
         recorder = Recorder(recording, self._spool.put)
         scheduler = ChunkScheduler(self._policy, config.policy.execute_steps)
         observers: list[StepObserver] = [recorder, self._timing]
-        loop = ControlLoop(robot, scheduler, self._corrector(), observers, config.edge.max_state_age_s)
+        loop = ControlLoop(
+            robot, scheduler, self._corrector(), observers, config.edge.max_state_age_s, cameras.spec, cameras.feeds
+        )
         while keep_running():
             progress = self._wait_for_learner(keep_running)
             if progress is not None and progress.durable_steps + self._spool.unacknowledged >= progress.target_steps:

@@ -127,6 +127,11 @@ def rollout_robot(
     config: StackConfig, overrides: Sequence[str], name: str, base: DiffusionPolicy
 ) -> Iterator[RemoteRobot]:
     """An armed robot with a server of its own, checked against the policy."""
+    if config.cameras:
+        raise ConfigError(
+            "evaluation starts simulated robots of its own, which camera processes do not see; in simulation let the "
+            "robot server render them: robot.cameras=[NAME] instead of cameras.NAME"
+        )
     keys = ensure_keys(RunLayout.of(config))
     with local_robot_server(config, overrides, name=name) as network, remote_robot(network, keys) as robot:
         robot.connect(config.edge.patience_s)

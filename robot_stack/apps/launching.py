@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from robot_stack.core.errors import ConfigError, MissingDependencyError, SpecMis
 from robot_stack.transport.services import SERVICES
 
 RESTART_PAUSE_S = 2.0
+END_PATIENCE_S = 15.0
+"""After Ctrl-C: a learner writes its checkpoint, an edge sends what its spool still holds."""
 _NO_USE = {0, ConfigError.exit_code, SpecMismatchError.exit_code, MissingDependencyError.exit_code}
 _GROUPS = ("robot", "backend", "vendor", "task", "run")
 _ADDRESSES = {
@@ -51,7 +54,7 @@ ARGUMENTS: Mapping[str, Argument] = {
     ),
     "config": Argument("", "more KEY=VALUE overrides for all processes, separated by spaces"),
     "namespace": Argument("", "ROS 2 namespace above robot_stack/; one per robot"),
-    "cameras": Argument("", "names of the cameras to start, separated by commas"),
+    "cameras": Argument("", "names of the cameras to start, separated by commas; config:= says what they are"),
     "ros2_node": Argument("true", "show the robot to ROS 2", _SWITCH),
     "edge": Argument("false", "run the run's policy on the robot", _SWITCH),
     "learner": Argument("false", "run the learner on this machine", _SWITCH),
@@ -59,25 +62,47 @@ ARGUMENTS: Mapping[str, Argument] = {
 }
 
 
-def command_line(words: Sequence[str], given: Mapping[str, str], more: Sequence[str] = ()) -> list[str]:
-    """The command `robot-stack <words> <overrides>` for these values of the launch arguments.
-
-    The console script if it is on the PATH, else the module in this Python. Time never stands still here: ROS 2 works
-    on the wall clock.
-    """
+def command_line(words: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """The command `robot-stack <words> <overrides>`: the console script if it is on the PATH, else the module in this
+    Python."""
     script = shutil.which("robot-stack")
     program = [script] if script else [sys.executable, "-m", "robot_stack.apps.cli"]
+    return [*program, *words, *overrides]
+
+
+def overrides_of(given: Mapping[str, str]) -> list[str]:
+    """The overrides that these values of the launch arguments stand for; the same for all processes.
+
+    Time never stands still here: ROS 2 works on the wall clock.
+    """
     groups = [f"{name}={given[name]}" for name in _GROUPS if given.get(name)]
-    network = _addresses(int(given["port_base"]))
-    return [*program, *words, *groups, "robot.lock_step=false", *network, *more, *shlex.split(given["config"])]
+    port_base = int(given["port_base"])
+    addresses = [f"{key}={_address(service, port_base)}" for service, key in _ADDRESSES.items()]
+    for index, camera in enumerate(camera_names(given)):
+        address = _address("camera.frame", port_base + index)
+        addresses += [f"cameras.{camera}.address={address}", f"ros2_node.cameras.{camera}={address}"]
+    return [*groups, "robot.lock_step=false", *addresses, *shlex.split(given["config"])]
 
 
-def _addresses(port_base: int) -> list[str]:
-    """Loopback addresses with the ports' places relative to each other as in the service table."""
-    first = SERVICES["robot.request"].default_port
-    return [
-        f"{key}=tcp://127.0.0.1:{port_base + SERVICES[name].default_port - first}" for name, key in _ADDRESSES.items()
-    ]
+@lru_cache
+def _make_keys(overrides: tuple[str, ...]) -> None:
+    """The run's keys, before processes that start at the same moment would all make them. ConfigError if an override
+    is wrong: then nothing is started."""
+    from robot_stack.apps.keys import ensure_keys
+    from robot_stack.apps.layout import RunLayout
+    from robot_stack.config.compose import compose_config
+
+    ensure_keys(RunLayout.of(compose_config(overrides)))
+
+
+def camera_names(given: Mapping[str, str]) -> list[str]:
+    """The cameras that the argument `cameras` names, in its order."""
+    return [name.strip() for name in given.get("cameras", "").split(",") if name.strip()]
+
+
+def _address(service: str, port_base: int) -> str:
+    """On loopback, with the ports' places relative to each other as in the service table."""
+    return f"tcp://127.0.0.1:{port_base + SERVICES[service].default_port - SERVICES['robot.request'].default_port}"
 
 
 # ---- launch actions ---------------------------------------------------------------------------------------------
@@ -107,10 +132,8 @@ def stack_process(*words: str, more: Sequence[Sequence[Any]] = ()) -> Any:
     from launch.actions import OpaqueFunction
 
     def start(context: Any) -> list[Any]:
-        from launch.utilities import perform_substitutions
-
-        overrides = ["".join(perform_substitutions(context, _substitutions(one))) for one in more]
-        return [_process(words[0], command_line(words, context.launch_configurations, overrides))]
+        overrides = [_performed(context, one) for one in more]
+        return [_stack_process(words, context.launch_configurations, overrides)]
 
     return OpaqueFunction(function=start)
 
@@ -121,8 +144,7 @@ def camera_processes() -> Any:
 
     def start(context: Any) -> list[Any]:
         given = context.launch_configurations
-        names = [name.strip() for name in given["cameras"].split(",") if name.strip()]
-        return [_process(f"camera-{name}", command_line(("camera", "--name", name), given)) for name in names]
+        return [_stack_process(("camera", "--name", name), given) for name in camera_names(given)]
 
     return OpaqueFunction(function=start)
 
@@ -152,10 +174,16 @@ def vendor_is_simulated() -> Any:
     return IfCondition(PythonExpression(["'", backend, "' != 'sim' and '", vendor, "' == 'simulated'"]))
 
 
-def _substitutions(words: Sequence[Any]) -> list[Any]:
-    from launch.utilities import normalize_to_list_of_substitutions
+def _performed(context: Any, words: Sequence[Any]) -> str:
+    from launch.utilities import normalize_to_list_of_substitutions, perform_substitutions
 
-    return list(normalize_to_list_of_substitutions(words))
+    return str(perform_substitutions(context, normalize_to_list_of_substitutions(words)))
+
+
+def _stack_process(words: Sequence[str], given: Mapping[str, str], more: Sequence[str] = ()) -> Any:
+    overrides = overrides_of(given)
+    _make_keys(tuple(overrides))
+    return _process("-".join((words[0], *words[2:])), command_line(words, [*overrides, *more]))
 
 
 def _process(name: str, command: list[str]) -> Any:
@@ -166,4 +194,5 @@ def _process(name: str, command: list[str]) -> Any:
             return None
         return [TimerAction(period=RESTART_PAUSE_S, actions=[_process(name, command)])]
 
-    return ExecuteProcess(cmd=command, name=name, output="screen", on_exit=again)
+    patience = str(END_PATIENCE_S)
+    return ExecuteProcess(cmd=command, name=name, output="screen", sigterm_timeout=patience, on_exit=again)

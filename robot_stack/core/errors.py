@@ -10,7 +10,8 @@
     |   `-- MessageError           8   malformed, oversized, of another schema version
     |-- RobotError                 9   the robot, or what was asked of it
     |   |-- CommandRefusedError    10  a request was refused; carries the reason
-    |   `-- RobotFaultError        11  a latched fault; a person clears it
+    |   |-- RobotFaultError        11  a latched fault; a person clears it
+    |   `-- CameraHangsError       75  a camera gives nothing fresh; its process is worth starting again
     |-- StorageError               12  disk: full, corrupt, not ours
     |   `-- CorruptDataError       13
     `-- PolicyError                14  weights or statistics are missing or fail their checks
@@ -78,6 +79,10 @@ class CommandRefusedError(RobotError):
 
 class RobotFaultError(RobotError):
     exit_code = 11
+
+
+class CameraHangsError(RobotError):
+    exit_code = 75
 
 
 class StorageError(RobotStackError):

@@ -1,27 +1,74 @@
 """From the newest sample of every device to one Observation: a reference time, and an age for every field.
 
-Alignment policy: the robot state's capture time is the reference time; a field that was captured earlier has a
-positive age. A robot state older than `max_age_s` at the moment of use is refused, never used silently.
+Alignment policy: the robot state's capture time is the reference time; every field carries its own age at the moment
+of use. A robot state older than `max_age_s`, or a camera that has no fresh picture, is refused, never used silently.
 """
 
 from __future__ import annotations
 
-from robot_stack.core.errors import RobotError
-from robot_stack.core.messages import Observation, RobotState
-from robot_stack.core.specs import RobotSpec
+import time
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+
+from msgspec.structs import replace
+
+from robot_stack.core.errors import RobotError, SpecMismatchError
+from robot_stack.core.messages import Array, Observation, RobotState
+from robot_stack.core.protocols import CameraSpec
+from robot_stack.core.specs import IMAGES, Feature, RobotSpec
+from robot_stack.edge.camera_feed import CameraFeed
+
+_NO_CAMERAS: Mapping[str, CameraFeed] = MappingProxyType({})
+
+
+def spec_with_cameras(spec: RobotSpec, cameras: Iterable[CameraSpec]) -> RobotSpec:
+    """The robot's spec plus `observation.images.<camera>` of every camera process: what policies and data are checked
+    against. SpecMismatchError if the robot offers that image itself, in another shape."""
+    observation = dict(spec.observation)
+    for camera in cameras:
+        key = IMAGES + camera.name
+        feature = Feature(dtype="uint8", shape=(camera.height, camera.width, 3))
+        if observation.setdefault(key, feature) != feature:
+            raise SpecMismatchError(
+                f"{key} has the shape {observation[key].shape} at {spec.name} and {feature.shape} at its camera "
+                "process; give both the same size"
+            )
+    return replace(spec, observation=observation)
 
 
 class Aligner:
-    """Builds observations of one robot; ids count up over the life of the edge."""
+    """Builds observations of one robot; ids count up over the life of the edge.
 
-    def __init__(self, spec: RobotSpec, max_age_s: float) -> None:
+    Args:
+        spec: of the robot; with camera processes, the one of `spec_with_cameras`.
+        max_age_s: of the robot's state. Every feed knows its own limit.
+        cameras: open feeds by camera name. Their images come from the feeds alone, never from the robot's state.
+        now_ns: host monotonic time at which the pictures are judged.
+    """
+
+    def __init__(
+        self,
+        spec: RobotSpec,
+        max_age_s: float,
+        cameras: Mapping[str, CameraFeed] = _NO_CAMERAS,
+        now_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
         self._robot = spec.name
-        self._keys = tuple(spec.observation)
+        self._spec = spec.observation
+        self._feeds = {IMAGES + name: feed for name, feed in cameras.items()}
+        unknown = [key for key in self._feeds if key not in spec.observation]
+        if unknown:
+            raise SpecMismatchError(
+                f"the observation of {spec.name} has no {', '.join(unknown)}; it has: {', '.join(spec.observation)}. "
+                "Add the cameras to its spec (spec_with_cameras)"
+            )
+        self._keys = tuple(key for key in spec.observation if key not in self._feeds)
         self._max_age_s = max_age_s
+        self._now_ns = now_ns
         self._next_id = 0
 
     def observe(self, state: RobotState, age_ns: int, episode_seed: int, index: int) -> Observation:
-        """The observation of step `index`; RobotError if the state is stale or lacks a feature of the spec."""
+        """The observation of step `index`; RobotError if the state or a picture is stale, or a feature is missing."""
         if age_ns > self._max_age_s * 1e9:
             raise RobotError(
                 f"the newest state of {self._robot} is {age_ns / 1e6:.0f} ms old (allowed: {self._max_age_s * 1e3:.0f} "
@@ -32,12 +79,24 @@ class Aligner:
             raise RobotError(
                 f"{self._robot} sent no {', '.join(missing)}" + (f": {state.fault}" if state.fault else "")
             )
+        values = {key: (state.features[key], age_ns) for key in self._keys}
+        values.update((key, self._picture(key, feed)) for key, feed in self._feeds.items())
         self._next_id += 1
         return Observation(
             id=self._next_id,
             stamp_ns=state.stamp_ns,
-            features={key: state.features[key] for key in self._keys},
-            age_ns=dict.fromkeys(self._keys, age_ns),
+            features={key: values[key][0] for key in self._spec},
+            age_ns={key: values[key][1] for key in self._spec},
             episode_seed=episode_seed,
             index=index,
         )
+
+    def _picture(self, key: str, feed: CameraFeed) -> tuple[Array, int]:
+        image, age_ns = feed.newest(self._now_ns())
+        wanted = self._spec[key].shape
+        if image.shape != wanted:
+            raise RobotError(
+                f"camera '{feed.name}' sends pictures of shape {image.shape}, the observation has {wanted}; "
+                "set the camera's width and height to that"
+            )
+        return image, age_ns

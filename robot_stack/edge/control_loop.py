@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 from robot_stack.core.messages import FloatArray, Observation, RobotState, Source
 from robot_stack.core.protocols import ResidualPolicy
+from robot_stack.core.specs import RobotSpec
 from robot_stack.edge.alignment import Aligner
+from robot_stack.edge.camera_feed import CameraFeed
 from robot_stack.edge.remote_robot import RemoteRobot, Stepped
 from robot_stack.edge.scheduler import Proposer
 
@@ -63,7 +66,10 @@ class EpisodeSummary:
 
 
 class ControlLoop:
-    """Runs episodes of one robot with one proposer and one corrector."""
+    """Runs episodes of one robot with one proposer and one corrector.
+
+    `cameras`: open feeds of camera processes; `spec` then is the robot's with their images (`spec_with_cameras`).
+    """
 
     def __init__(
         self,
@@ -72,12 +78,14 @@ class ControlLoop:
         corrector: Corrector,
         observers: Sequence[StepObserver],
         max_state_age_s: float,
+        spec: RobotSpec | None = None,
+        cameras: Mapping[str, CameraFeed] = MappingProxyType({}),
     ) -> None:
         self._robot = robot
         self._proposer = proposer
         self._corrector = corrector
         self._observers = observers
-        self._aligner = Aligner(robot.spec, max_state_age_s)
+        self._aligner = Aligner(spec or robot.spec, max_state_age_s, cameras)
         self._max_steps = robot.spec.max_episode_steps
 
     def run_episode(self, episode: EpisodeId) -> EpisodeSummary:

@@ -131,7 +131,8 @@ class RemoteRobot:
             self._session = ""
 
     def reset(self, seed: int) -> Begun:
-        """Begin an episode; the first state of it."""
+        """Begin an episode; the first state of it. The lease may have lapsed in a pause: it is taken anew."""
+        self._request(AcquireLease(session=self._session))
         reply = self._client.request(ResetEpisode(session=self._session, seed=seed), timeout_s=RESET_TIMEOUT_S)
         state = self._state(reply)
         self.pacer = None if self.info.lock_step else Pacer(self.spec.control_period_s)

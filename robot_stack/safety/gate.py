@@ -39,6 +39,8 @@ class Decision:
 
 
 class CommandGate:
+    """The rules for one robot's action feature."""
+
     def __init__(self, robot: str, action: Feature) -> None:
         self._robot = robot
         self._shape = action.shape
@@ -59,44 +61,46 @@ class CommandGate:
 
     def _check_right(self, command: Command, facts: GateFacts) -> Decision | None:
         if facts.lifecycle is not Lifecycle.ACTIVE:
-            return self._refuse(
+            return self.refuse(
                 Refusal.NOT_ACTIVE, f"{self._robot} is {facts.lifecycle.value}, commands are taken in 'active' only"
             )
         if facts.lease_session != command.session:
             holder = "nobody" if facts.lease_session is None else f"session {facts.lease_session}"
-            return self._refuse(Refusal.NO_LEASE, f"the control lease of {self._robot} is held by {holder}")
+            return self.refuse(Refusal.NO_LEASE, f"the control lease of {self._robot} is held by {holder}")
         if facts.stopping:
-            return self._refuse(Refusal.STOPPING, f"{self._robot} is ramping to a stop; wait until it rests")
+            return self.refuse(Refusal.STOPPING, f"{self._robot} is ramping to a stop; wait until it rests")
         return None
 
     def _check_time(self, command: Command, facts: GateFacts) -> Decision | None:
         if command.seq <= facts.last_seq:
-            return self._refuse(
+            return self.refuse(
                 Refusal.REPEATED, f"command {command.seq} is not newer than {facts.last_seq}, already seen"
             )
         if facts.now_ns > command.deadline_ns:
             late_ms = (facts.now_ns - command.deadline_ns) / 1e6
-            return self._refuse(Refusal.STALE, f"command {command.seq} arrived {late_ms:.1f} ms after its deadline")
+            return self.refuse(Refusal.STALE, f"command {command.seq} arrived {late_ms:.1f} ms after its deadline")
         return None
 
     def _check_values(self, command: Command) -> Decision | None:
         action = command.action
         if action.shape != self._shape or action.dtype != np.float32:
-            return self._refuse(
+            return self.refuse(
                 Refusal.WRONG_SHAPE,
                 f"action is {action.dtype}{list(action.shape)}, {self._robot} takes float32{list(self._shape)}",
             )
         if not np.isfinite(action).all():
             bad = [self._names[i] for i in np.flatnonzero(~np.isfinite(action))]
-            return self._refuse(Refusal.NOT_FINITE, f"not finite: {', '.join(bad)}")
-        excess = np.maximum(action - self._upper, self._lower - action) / self._range
+            return self.refuse(Refusal.NOT_FINITE, f"not finite: {', '.join(bad)}")
+        wide = action.astype(np.float64)  # float32 would overflow
+        excess = np.maximum(wide - self._upper, self._lower - wide) / self._range
         worst = int(np.argmax(excess))
         if excess[worst] > GROSS_EXCESS_RANGES:
-            return self._refuse(Refusal.OUT_OF_BOUNDS, self._bounds_text(action, worst))
+            return self.refuse(Refusal.OUT_OF_BOUNDS, self._bounds_text(action, worst))
         return None
 
     def _bounds_text(self, action: FloatArray, axis: int) -> str:
         return f"{self._names[axis]} = {action[axis]:.6g} is outside [{self._lower[axis]:.6g}, {self._upper[axis]:.6g}]"
 
-    def _refuse(self, refusal: Refusal, message: str) -> Decision:
+    def refuse(self, refusal: Refusal, message: str) -> Decision:
+        """A refusal in the form of a decision."""
         return Decision(Verdict.REFUSED, refusal, message, np.zeros(self._shape, dtype=np.float32))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from robot_stack.core.clock import s_to_ns
+
+REMEMBERED_SESSIONS = 4096
 
 
 class ControlLease:
@@ -13,6 +17,7 @@ class ControlLease:
         self._session: str | None = None
         self._peer = ""
         self._contact_ns = 0
+        self._last_seqs: OrderedDict[str, int] = OrderedDict()
 
     def holder(self, now_ns: int) -> str | None:
         """The session that holds the lease now, or None."""
@@ -38,3 +43,15 @@ class ControlLease:
     def release(self, session: str) -> None:
         if self._session == session:
             self._session = None
+
+    def saw(self, session: str, seq: int) -> None:
+        """Remember the newest accepted sequence number of a session."""
+        self._last_seqs[session] = seq
+        self._last_seqs.move_to_end(session)
+        if len(self._last_seqs) > REMEMBERED_SESSIONS:
+            self._last_seqs.popitem(last=False)
+
+    def last_seq(self, session: str) -> int:
+        """The newest accepted sequence number of a session, -1 for a new one: a session that comes back cannot repeat
+        what it already said."""
+        return self._last_seqs.get(session, -1)

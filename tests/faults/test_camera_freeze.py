@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robot_stack.apps.camera import CAMERA_FRAME, CameraHangsError
+from robot_stack.apps.camera import CAMERA_FRAME
 from robot_stack.apps.supervisor import Supervisor
-from robot_stack.core.errors import RobotError
+from robot_stack.core.errors import CameraHangsError, RobotError
 from robot_stack.core.messages import CameraFrame, Lifecycle, RobotState
 from robot_stack.core.protocols import CameraSpec
 from robot_stack.core.specs import IMAGES, STATE, RobotSpec, vector

@@ -17,14 +17,15 @@ from xml.etree import ElementTree
 
 import pytest
 
+from robot_stack.apps.cameras import camera_settings
 from robot_stack.apps.cli import SUBCOMMANDS, _parse
 from robot_stack.apps.connections import robot_client
 from robot_stack.apps.keys import VIEWER_KEY, ensure_keys
-from robot_stack.apps.launching import ARGUMENTS, command_line
+from robot_stack.apps.launching import ARGUMENTS, command_line, overrides_of
 from robot_stack.apps.layout import RunLayout
 from robot_stack.config.compose import compose_config
 from robot_stack.config.schema import NetworkConfig, StackConfig
-from robot_stack.core.errors import RobotStackError
+from robot_stack.core.errors import ConfigError, RobotStackError
 from robot_stack.core.messages import GetState, Lifecycle, RobotState
 from robot_stack.transport.services import SERVICES
 
@@ -74,8 +75,8 @@ def test_folders_named_like_ros_packages_are_no_packages() -> None:
 
 def test_ports_are_the_service_tables(tmp_path: Path) -> None:
     given = DEFAULTS | {"port_base": "9010"}
-    config = _composed(command_line(("robot-server",), given))
-    assert _composed(command_line(("robot-server",), DEFAULTS)).network == NetworkConfig()
+    config = _composed(command_line(("robot-server",), overrides_of(given)))
+    assert _composed(command_line(("robot-server",), overrides_of(DEFAULTS))).network == NetworkConfig()
     moved = 9010 - SERVICES["robot.request"].default_port
     for service, address in (
         ("robot.request", config.network.robot_address),
@@ -118,8 +119,12 @@ def test_setup_installs_every_launch_file_and_colcon_can_read_it() -> None:
 
 
 @pytest.fixture
-def ros_launch() -> Any:
-    """ROS 2's launch, and not our own folder of that name, which Python finds as an empty package."""
+def ros_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """ROS 2's launch, and not our own folder of that name, which Python finds as an empty package.
+
+    Keys are made below the working directory.
+    """
+    monkeypatch.chdir(tmp_path)
     try:
         import launch_ros
 
@@ -173,10 +178,9 @@ def test_every_file_runs_commands_that_exist(ros_launch: Any, file: Path) -> Non
     assert set(declared) == _declared(file)
     commands = _commands(file, cameras="front")
     assert commands
-    missing = [words[0] for words in map(_words, commands) if words[0] not in SUBCOMMANDS]
-    if missing:
-        pytest.skip(f"this release has no 'robot-stack {missing[0]}'")
     for command in commands:
+        if _words(command)[0] not in SUBCOMMANDS:
+            pytest.skip(f"this release has no 'robot-stack {_words(command)[0]}'")
         assert _composed(command).robot.name == "franka_0"
 
 
@@ -216,7 +220,21 @@ def test_the_robot_server_gets_the_arguments(ros_launch: Any, robot: str, backen
 def test_namespaces_keep_robots_apart(ros_launch: Any) -> None:
     for namespace, expected in (("", "/robot_stack"), ("left", "left/robot_stack")):
         words = _words(_commands(LAUNCH / "ros2_node.launch.py", namespace=namespace)[0])
-        assert f"ros2_node.namespace={expected}" in words
+        assert compose_config(_parse(words).overrides).ros2_node.namespace == expected
+
+
+def test_cameras_get_ports_and_are_shown(ros_launch: Any) -> None:
+    extra = "cameras.wrist.driver=sim cameras.front.driver=sim"
+    commands = _commands(LAUNCH / "bringup.launch.py", cameras="wrist, front", port_base="7810", config=extra)
+    for config in map(_composed, commands):
+        addresses = {name: settings.server.address for name, settings in camera_settings(config).items()}
+        assert addresses == {"wrist": "tcp://127.0.0.1:7840", "front": "tcp://127.0.0.1:7841"}
+        assert config.ros2_node.cameras == addresses
+
+
+def test_a_wrong_override_starts_nothing(ros_launch: Any) -> None:
+    with pytest.raises(ConfigError, match="no configuration key"):
+        _commands(LAUNCH / "bringup.launch.py", config="learner.speed=9")
 
 
 def test_a_wrong_choice_is_refused(ros_launch: Any) -> None:
@@ -270,10 +288,9 @@ def _robot_server_pid(launch_pid: int) -> int:
 def test_a_killed_robot_server_comes_back_inactive(ros_launch: Any, tmp_path: Path) -> None:
     """The real thing: launch runs bringup, the robot server is killed, launch starts it again, Ctrl-C ends all."""
     port_base = 20_000 + (os.getpid() * 100) % 30_000
-    extra = f"runs_directory={tmp_path}"
-    given = {"run": "launched", "port_base": str(port_base), "config": extra, "ros2_node": "false"}
-    config = _composed(command_line(("robot-server",), DEFAULTS | given))
-    ensure_keys(RunLayout.of(config))
+    extra = f"runs_directory={tmp_path} ros2_node.domain_id={10 + os.getpid() % 80}"
+    given = {"run": "launched", "port_base": str(port_base), "config": extra}
+    config = _composed(command_line(("robot-server",), overrides_of(DEFAULTS | given)))
     arguments = [f"{name}:={value}" for name, value in given.items()]
     with (tmp_path / "output").open("w+") as output:
         launch = subprocess.Popen(

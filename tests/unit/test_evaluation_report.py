@@ -125,7 +125,7 @@ def whole_report(gif: bytes) -> ReportData:
         ),
         verdicts=VerdictCounts(accepted=37_650, clipped=310, refused=(("stale", 7), ("out_of_bounds", 1))),
         integrity=Integrity(acknowledged_steps=37_960, lost_steps=0, duplicate_steps=0, process_restarts=4),
-        configuration="robot: franka_sim\nalgorithm:\n  name: residual_sac\n  scale: 0.2\n",
+        configuration="robot: franka\nalgorithm:\n  name: residual_sac\n  scale: 0.2\n",
         clips=(Clip(gif=gif, caption="Episode of seed 17: base (left) drops the cube, residual (right) lifts it."),),
     )
 

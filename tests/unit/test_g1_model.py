@@ -239,7 +239,9 @@ def test_turned_palms_are_turned_back_by_a_bounded_lead(kinematics: G1Kinematics
     measured = np.concatenate([REST_ARMS_RAD, np.zeros(3)])
     measured[6] += 0.8
     palms = kinematics.palms(motors_at(measured), np.zeros(29))
-    goal = PalmDelta(make_task("g1_bimanual_lift").motion, kinematics).resolve(np.zeros(6), measured, palms)
+    goal = PalmDelta(make_task("g1_bimanual_lift").motion, kinematics).resolve(
+        np.zeros(6, dtype=np.float32), measured, palms
+    )
     turned = kinematics.palms(motors_at(goal), np.zeros(29)).rotation[0]
     cosine = (np.trace(palms.rotation[0].T @ turned) - 1) / 2
     assert np.arccos(cosine) <= MAX_LEAD_RAD + 0.05

@@ -111,7 +111,7 @@ def put_box(robot: SimulatedG1, height_m: float, tilt_rad: float = 0.0, speed_m_
     """Put the box between the palms, so high over the table, and ask whether that is success."""
     config = BimanualLiftConfig()
     robot.reset(0)
-    palms = np.array([0.27, 0.19 + 0.056, config.table_height_m + config.box_half_m[2] + height_m])
+    palms = np.array([0.27, 0.19 + 0.062, config.table_height_m + config.box_half_m[2] + height_m])
     joints = robot._embodiment.kinematics.solve(
         np.array([palms, palms * (1, -1, 1)]),
         np.array([[1.0, 0, 0, 0]] * 2),

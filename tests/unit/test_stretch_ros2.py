@@ -73,8 +73,16 @@ def test_a_run_stopped_robot_is_refused(make_rig):
 
 def test_a_missing_driver_node_is_named(make_rig):
     rig = make_rig(connect_timeout_s=0.3)
-    with pytest.raises(UnreachableError, match="stretch/joint_states"):
+    rig.simulator.close()
+    with pytest.raises(UnreachableError, match=r"switch_to_navigation_mode.*is stretch_driver running"):
         rig.driver.connect()
+
+
+def test_a_driver_node_that_publishes_nothing_is_named(make_rig):
+    rig = make_rig(connect_timeout_s=1.0)
+    rig.simulator.inject(InjectFault(fault=VendorFault.FROZEN_STATE))
+    with pytest.raises(UnreachableError, match="stretch/joint_states"):
+        rig.connect()
 
 
 def test_narrower_limits_of_the_robot_are_taken_and_wider_ones_are_not(make_rig):
@@ -198,6 +206,18 @@ def test_the_base_stops_half_a_second_after_commands_cease(rig):
     assert rig.world.odometry()[3] > 0.05, "the vendor's dead-man waits half a second"
     rig.ticks(15)
     assert abs(rig.world.odometry()[3]) < 0.005
+
+
+def test_a_setpoint_that_begins_anew_has_no_rate_of_change(rig):
+    setpoint = rig.engage()
+    rig.ticks(5, setpoint)
+    moved = setpoint.copy()
+    moved[BASE_TRANSLATION] += 0.02
+    rig.driver.hold()
+    heard = len(rig.twists)
+    rig.tick(moved)
+    rig.until(lambda: len(rig.twists) > heard)
+    assert rig.twists[heard][0] == pytest.approx(rig.config.base_gain_hz * 0.02, abs=0.005)
 
 
 def test_a_base_that_is_blocked_is_a_fault(rig):
@@ -377,6 +397,27 @@ def test_a_vendors_side_that_does_not_take_part_is_a_fault(make_rig):
     assert not rig.poses
 
 
+def test_state_from_before_the_vendors_side_obeyed_does_not_count(make_rig):
+    rig = make_rig(engage_timeout_s=0.6, max_state_age_s=20.0)
+    rig.connect()
+    rig.call(names.SWITCH_TO_NAVIGATION)
+    rig.call(names.ACTIVATE_STREAMING)
+    rig.ticks(5)
+    rig.simulator.inject(InjectFault(fault=VendorFault.FROZEN_STATE))
+    rig.driver.engage()
+    setpoint = rig.driver.measured_setpoint()
+    with pytest.raises(RobotError, match="did not take effect"):
+        rig.until(lambda: False, setpoint)
+    assert not rig.poses
+
+
+@pytest.mark.parametrize("service", [names.SWITCH_TO_NAVIGATION, names.ACTIVATE_STREAMING])
+def test_an_answer_that_gets_lost_is_asked_for_again(rig, service):
+    rig.lose_answer(service)
+    rig.engage()
+    assert rig.simulator.mode == names.NAVIGATION and rig.simulator.is_streaming
+
+
 # ---- stops ----
 
 
@@ -461,8 +502,9 @@ def test_a_safe_state_without_a_driver_node_says_so(make_rig):
         safe_state.make_safe()
 
 
-def test_a_safe_state_that_never_connected_still_acts(rig):
+def test_a_safe_state_that_never_connected_still_acts_and_asks_until_it_is_answered(rig):
     rig.engage()
+    rig.lose_answer(names.DEACTIVATE_STREAMING)
     safe_state = StretchRos2SafeState(rig.config)
     rig.while_ticking(safe_state.make_safe)
     safe_state.close()

@@ -14,10 +14,9 @@ from robot_stack.core.protocols import Robot, SafeState
 from robot_stack.core.specs import RobotSpec
 
 if TYPE_CHECKING:
-    from hardware.unitree_g1.sim import SimulatedG1
-
     from hardware.sim.experts import Expert
     from hardware.sim.vendor import VendorSimulator
+    from hardware.unitree_g1.sim import SimulatedG1
 
 SIMULATION_TICK_RATE_HZ = 100.0
 MOTOR_TICK_RATE_HZ = 500.0
