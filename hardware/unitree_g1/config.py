@@ -19,8 +19,8 @@ class G1BusConfig(Struct, frozen=True, kw_only=True):
     domain_id: int = 0
     interface: str = "lo"
     hands: str = "none"
-    kp: float = 60.0
-    kd: float = 1.5
+    kp: float = 80.0
+    kd: float = 3.0
     waist_gain_scale: float = 4.0
     weight_rise_s: float = 1.0
     weight_fall_s: float = 2.0

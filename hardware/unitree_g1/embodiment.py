@@ -33,8 +33,8 @@ JOINT_POSITION = "observation.joint_position"
 JOINT_VELOCITY = "observation.joint_velocity"
 JOINT_EFFORT = "observation.joint_effort"
 
-REST_ARMS_RAD = np.array([0.3, 0.6, 0.2, -0.4, -0.5, 0.2, -0.1, 0.3, -0.6, -0.2, -0.4, 0.5, 0.2, 0.1])
-"""Forearms level and forward, palms inward, elbows clear of the torso: where the arms' null space is drawn to."""
+REST_ARMS_RAD = np.array([-0.1, 0.9, -0.65, 0.0, -0.85, -0.4, 0.5, -0.1, -0.9, 0.65, 0.0, 0.85, -0.4, -0.5])
+"""Hands level and forward, palms inward, elbows spread clear of the torso: where the arms' null space is drawn to."""
 
 _JOINTS = len(ARM_SDK_MOTORS)
 _MOTORS = list(ARM_SDK_MOTORS)
@@ -152,6 +152,7 @@ class G1Embodiment:
 
     @property
     def kinematics(self) -> G1Kinematics:
+        """Of the robot within its limits; known after `connect`."""
         return self._open.kinematics
 
     @property

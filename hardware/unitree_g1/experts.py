@@ -22,11 +22,12 @@ class G1BimanualLiftExpert:
     """
 
     _BESIDE_M = 0.04
-    _ALIGNED_M = 0.012
+    _ALIGNED_M = 0.008
+    _ABOVE_CENTRE_M = 0.015
     _SQUEEZE_M = 0.045
     _PRESSED_M = 0.030
     _TOUCHING_M = 0.015
-    _LIFTED_M = 0.23
+    _LIFTED_M = 0.23  # of the box's centre, pelvis frame
     _CENTRING = 0.2
     _SIDES = np.array([1.0, -1.0])
 
@@ -51,7 +52,8 @@ class G1BimanualLiftExpert:
         box, yaw = ground_truth["box_position_m"], float(ground_truth["box_yaw_rad"][0])
         pads = ground_truth["pads_in_box_m"]
         across = np.array([-np.sin(yaw), np.cos(yaw), 0.0]) * _BOX_HALF_WIDTH_M
-        beside = box + self._SIDES[:, None] * across - PAD_IN_HAND_M
+        grip = box + np.array([0.0, 0.0, self._ABOVE_CENTRE_M])
+        beside = grip + self._SIDES[:, None] * across - PAD_IN_HAND_M
         touching = np.abs(pads[:, 1] * self._SIDES - _BOX_HALF_WIDTH_M) < self._TOUCHING_M
         pressing = -lead[:, 1] * self._SIDES > self._PRESSED_M
         aligned = np.abs((palms - beside)[:, [0, 2]]).max() < self._ALIGNED_M

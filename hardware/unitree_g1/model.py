@@ -38,12 +38,12 @@ FRONT_CAMERA = "front"
 FINGER_JOINTS = tuple(f"{side}_{finger}_joint" for side in SIDES for finger in ("fingers", "thumb"))
 FINGER_TRAVEL_M = 0.04
 
-PAD_FACE_M = 0.056
-"""How far the inner face of a palm lies from the hand's middle plane, towards the other hand."""
+PAD_FACE_M = 0.062
+"""How far the pad of a palm reaches from the hand's middle plane, towards the other hand."""
 
-_PAD_SIZE_M = (0.045, 0.006, 0.035)
+_PAD_SIZE_M = (0.020, 0.008, 0.020)
 PAD_X_M = 0.10
-_PAD_FRICTION = (1.0, 0.03, 0.0001)  # a soft face touches with an area: it resists turning, too
+_PAD_FRICTION = (1.0, 0.008, 0.0001)  # soft: it touches with an area, so it resists turning a little
 
 _WHITE: Rgba = (0.86, 0.87, 0.89, 1.0)
 _DARK: Rgba = (0.16, 0.17, 0.19, 1.0)
@@ -158,7 +158,7 @@ def _add_motor(spec: mujoco.MjSpec, joint: Joint, kp: float, kd: float) -> None:
 
 
 def _add_hand(spec: mujoco.MjSpec, side: str, model: G1Model) -> None:
-    """The palm: its site and its flat inner face, which the fitted capsule lacks; and the gripper."""
+    """The palm: its site, a rubber pad on its inner side, which things are pressed with; and the gripper."""
     hand = spec.body(f"{side}_wrist_yaw_link")
     inward = -1.0 if side == "left" else 1.0
     hand.add_site(name=f"{side}_palm", pos=(PALM_X_M, 0, 0))

@@ -86,7 +86,7 @@ class BimanualLiftConfig:
     max_tilt_rad: float = 0.12
     max_speed_m_s: float = 0.15
     max_gap_m: float = 0.025
-    max_step_m: float = 0.015
+    max_step_m: float = 0.010
     max_episode_steps: int = 80
 
 
