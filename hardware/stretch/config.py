@@ -16,7 +16,7 @@ class StretchRos2Config(Struct, frozen=True, kw_only=True):
     namespace: str = "stretch_0"
     domain_id: int = -1
     loopback_only: bool = True
-    max_state_age_s: float = 0.2
+    max_state_age_s: float = 0.3
     connect_timeout_s: float = 10.0
     engage_timeout_s: float = 2.0
     gripper_unit: str = "finger_rad"
@@ -28,6 +28,6 @@ class StretchBodyConfig(Struct, frozen=True, kw_only=True):
     """stretch_body, on the robot's own computer. max_state_age_s: an older state is a fault. base_gain_hz: base
     velocity per base error. min_battery_v: a lower battery is a fault, 0 for never."""
 
-    max_state_age_s: float = 0.2
+    max_state_age_s: float = 0.3
     base_gain_hz: float = 2.0
     min_battery_v: float = 10.5

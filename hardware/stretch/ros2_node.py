@@ -28,6 +28,7 @@ _SERVICES = (
     names.RUNSTOP,
 )
 _LIMITS_WAIT_S = 1.0
+_ASK_AGAIN_S = 0.5
 
 
 class Asked:
@@ -121,9 +122,6 @@ class StretchNode:
         """Until a message of every topic, every service and a taker of every command is there; UnreachableError names
         what is missing."""
         deadline = time.monotonic() + self._config.connect_timeout_s
-        for topic, newest in self._state.items():
-            newest.clear()
-            self._link.wait_for(newest, topic, max(deadline - time.monotonic(), 0.0))
         while missing := self._missing():
             if time.monotonic() > deadline:
                 raise UnreachableError(
@@ -131,6 +129,10 @@ class StretchNode:
                     "stretch_driver running, and its stretch_ros2 recent enough to stream positions?"
                 )
             self.spin(0.01)
+        # only now, when discovery no longer holds anything up, does the age of a message tell something
+        for topic, newest in self._state.items():
+            newest.clear()
+            self._link.wait_for(newest, topic, max(deadline - time.monotonic(), 0.0))
 
     def _missing(self) -> str:
         node = self._link.node
@@ -216,7 +218,8 @@ class StretchNode:
 class Engagement:
     """The way from silence to authority: streaming off, navigation mode, streaming on, and all of it seen in the state.
 
-    Call `advance` at every tick until it is True; RobotError if a step is refused or takes too long.
+    Call `advance` at every tick until it is True; RobotError if a step is refused or takes too long. An answer can get
+    lost while the node is still being discovered, and every step may be asked for twice: so it is, after 0.5 s.
     """
 
     def __init__(self, node: StretchNode, timeout_s: float) -> None:
@@ -226,25 +229,36 @@ class Engagement:
         self._steps = deque([names.SWITCH_TO_NAVIGATION, names.ACTIVATE_STREAMING])
         if node.value(names.IS_STREAMING):
             self._steps.appendleft(names.DEACTIVATE_STREAMING)
-        self._asked = node.ask(self._steps.popleft())
+        self._ask(self._steps.popleft())
         self._answered_ns = 0
         self.complete = False
+
+    def _ask(self, service: str) -> None:
+        self._asked = self._node.ask(service)
+        self._asked_ns = time.monotonic_ns()
 
     def advance(self) -> bool:
         if self.complete:
             return True
-        if self._answered_ns == 0 and self._asked.done():
-            if self._steps:
-                self._asked = self._node.ask(self._steps.popleft())
-            else:
-                self._answered_ns = time.monotonic_ns()
+        now_ns = time.monotonic_ns()
+        if self._answered_ns == 0:
+            self._take_answer(now_ns)
         self.complete = self._confirmed()
-        if not self.complete and time.monotonic_ns() > self._deadline_ns:
+        if not self.complete and now_ns > self._deadline_ns:
             raise RobotError(
                 f"stretch: cannot take control: '{self._asked.service}' did not take effect within "
                 f"{self._timeout_s:g} s; look at the log of stretch_driver"
             )
         return self.complete
+
+    def _take_answer(self, now_ns: int) -> None:
+        if not self._asked.done():
+            if now_ns - self._asked_ns > s_to_ns(_ASK_AGAIN_S):
+                self._ask(self._asked.service)
+        elif self._steps:
+            self._ask(self._steps.popleft())
+        else:
+            self._answered_ns = now_ns
 
     def _confirmed(self) -> bool:
         """Only messages that came after the last answer count."""

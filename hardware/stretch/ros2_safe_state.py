@@ -10,10 +10,12 @@ from __future__ import annotations
 from hardware.stretch import ros2_names as names
 from hardware.stretch.config import StretchRos2Config
 from hardware.stretch.ros2_node import StretchNode
+from robot_stack.core.errors import RobotError
 from robot_stack.core.protocols import SafeState
 
 NODE_NAME = "robot_stack_safe_state"
-ANSWER_TIMEOUT_S = 1.0
+ANSWER_TIMEOUT_S = 0.3
+ATTEMPTS = 16
 
 
 class StretchRos2SafeState(SafeState):
@@ -36,12 +38,18 @@ class StretchRos2SafeState(SafeState):
         self._node.spin()
 
     def make_safe(self) -> None:
-        """RobotError if the driver node does not answer within 1 s. Connects first where that has not been done."""
+        """Connects first where that has not been done. RobotError if the driver node does not answer within 5 s."""
         if not self._node.is_open:
             self.connect()
-        self._node.send_base_velocity(0.0, 0.0)
-        asked = [self._node.ask(names.STOP_THE_ROBOT), self._node.ask(names.DEACTIVATE_STREAMING)]
-        self._node.wait_for_answers(asked, ANSWER_TIMEOUT_S)
+        for attempt in range(1, ATTEMPTS + 1):
+            self._node.send_base_velocity(0.0, 0.0)
+            asked = [self._node.ask(names.STOP_THE_ROBOT), self._node.ask(names.DEACTIVATE_STREAMING)]
+            try:
+                self._node.wait_for_answers(asked, ANSWER_TIMEOUT_S)
+                return
+            except RobotError:
+                if attempt == ATTEMPTS:
+                    raise
 
     def close(self) -> None:
         self._node.close()

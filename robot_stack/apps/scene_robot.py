@@ -143,7 +143,7 @@ class SceneRobot(EpisodicRobot, Renderer):
 
     def reset(self, seed: int) -> None:
         self._scene = self._request(ResetScene(seed=seed))
-        self._wait_until_same()
+        self._wait_until_same(newer_than_ns=time.monotonic_ns())
 
     def task_status(self) -> TaskStatus:
         return self._newest_scene().task
@@ -172,14 +172,15 @@ class SceneRobot(EpisodicRobot, Renderer):
             raise MessageError(f"the vendor-side simulator answered with {type(reply).__name__} where a scene was due")
         return reply
 
-    def _wait_until_same(self) -> None:
-        """Wait until the driver measures what the simulator says; RobotError if it does not come to that."""
+    def _wait_until_same(self, newer_than_ns: int = 0) -> None:
+        """Wait until a sample that arrived after that time is what the simulator says; RobotError if none is."""
         deadline = time.monotonic() + SETTLE_TIMEOUT_S
         while True:
             scene = self._request(GetScene())
-            fault = self._driver.read().fault
+            reading = self._driver.read()
+            fault = reading.fault
             difference = np.abs(self._driver.measured_setpoint() - scene.measured) * self._compared
-            if not fault and difference.max() < SAME_ROBOT_TOLERANCE:
+            if not fault and reading.stamp_ns > newer_than_ns and difference.max() < SAME_ROBOT_TOLERANCE:
                 self._scene = scene
                 return
             if time.monotonic() > deadline:

@@ -291,14 +291,13 @@ class _GeometryRule:
 
     def _accept(self, outside_m: FloatVector, self_distance_m: float) -> None:
         self._excess_m = np.maximum(outside_m, 0.0)
-        self._inside = self._excess_m == 0.0
         self._least_m = min(self._geometry.min_self_distance_m, self_distance_m)
-        self._apart = self._least_m >= self._geometry.min_self_distance_m
+        apart = self._least_m >= self._geometry.min_self_distance_m
+        self._violated = not apart or bool(self._excess_m.any())
 
     def _outside(self, points_m: FloatVector) -> FloatVector:
-        """How far points are beyond the two corners of the box (2, P, 3); negative inside."""
-        geometry = self._geometry
-        return np.stack([geometry.box_lower_m - points_m, points_m - geometry.box_upper_m])
+        """How far points are outside the box (P, 3); negative inside."""
+        return np.maximum(self._geometry.box_lower_m - points_m, points_m - self._geometry.box_upper_m)
 
     def allows(self, plan: _Plan) -> bool:
         """Whether a plan may be taken; if so its end is the new pose of rest."""
@@ -306,13 +305,14 @@ class _GeometryRule:
         if (rest == self._rest).all():
             return True
         rows = len(plan.positions)
+        way = np.abs(plan.steps).sum(axis=0)
         clearance = self._geometry.look(rest)
         outside_m, distance_m = self._outside(clearance.points_m), clearance.self_distance_m
-        if not self._free(outside_m, distance_m, self._margin_m(plan, rows, 1)):
-            if rows <= _LONG_TICKS or not (self._apart and self._inside.all()):
+        if not self._free(outside_m, distance_m, self._margin_m(way, rows, 1)):
+            if rows <= _LONG_TICKS or self._violated:
                 return False
             # with a look at the middle of a long stop less margin is needed
-            margin_m = self._margin_m(plan, 0.5 * rows, 2)
+            margin_m = self._margin_m(way, 0.5 * rows, 2)
             if not self._free(outside_m, distance_m, margin_m):
                 return False
             middle = self._geometry.look(plan.positions[rows // 2 - 1])
@@ -322,14 +322,13 @@ class _GeometryRule:
         self._accept(outside_m, distance_m)
         return True
 
-    def _margin_m(self, plan: _Plan, ticks: float, looks: int) -> float:
-        way = np.abs(plan.steps).sum(axis=0)
+    def _margin_m(self, way: FloatVector, ticks: float, looks: int) -> float:
         stray = np.minimum(self._most_change * (ticks * ticks / 8.0), 0.5 * way).sum()
-        return self._lever_m * float(stray + (way.sum() / looks) ** 2 / 8.0)
+        return 0.0 if self._violated else self._lever_m * float(stray + (way.sum() / looks) ** 2 / 8.0)
 
     def _free(self, outside_m: FloatVector, self_distance_m: float, margin_m: float) -> bool:
-        if not (outside_m + margin_m * self._inside <= self._excess_m).all():
+        if not (outside_m + margin_m <= self._excess_m).all():
             self.broken = HeldBack.WORKSPACE
             return False
         self.broken = HeldBack.SELF_COLLISION
-        return self_distance_m - margin_m * self._apart >= self._least_m
+        return self_distance_m - margin_m >= self._least_m

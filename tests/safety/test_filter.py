@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from robot_stack.core.errors import RobotError
-from robot_stack.core.protocols import SetpointLimits, VelocityEnvelope
+from robot_stack.core.protocols import Clearance, SetpointLimits, VelocityEnvelope
 from robot_stack.safety.filter import HeldBack, SafetyFilter
 from tests.safety.checking import assert_within_limits
 from tests.safety.fake_robot import LIMITS, TwoLinkGeometry
@@ -306,3 +306,74 @@ def test_a_geometry_that_is_not_finite_stops_the_robot() -> None:
         filter_.toward(np.array(START) + 0.001 * tick)
     assert filter_.setpoint.tolist() == list(START)
     assert filter_.held_back is HeldBack.SELF_COLLISION
+
+
+def test_the_envelope_holds_towards_both_sides() -> None:
+    for side in (1.0, -1.0):
+        limits = structs.replace(
+            THREE, lower=(-1.5, -1.0, 0.0), envelope=structs.replace(ENVELOPE, lower=(-1.5, -1.0, 0.0))
+        )
+        filter_ = made(limits)
+        path = [filter_.setpoint]
+        for _ in range(400):
+            path.append(
+                filter_.toward(filter_.setpoint + filter_.step + filter_.rates.change * np.array([side, 0.0, 0.0]))
+            )
+        assert_within_envelope(np.array(path), limits.envelope or ENVELOPE)
+        assert abs(np.diff(path, axis=0)[:, 0]).max() > 1.5 * TICK_S
+        dead = 0.3**2 / 8.0
+        end = 2.0 - dead if side > 0.0 else -1.5 + dead
+        assert path[-1][0] == pytest.approx(end, abs=0.03)
+
+
+class Wall(TwoLinkGeometry):
+    """One guarded point at x = a + b, a box that ends at x = 0.5; the self-distance is that to y = -b."""
+
+    @property
+    def box_lower_m(self) -> np.ndarray:
+        return np.array([-9.0, -9.0, -9.0])
+
+    @property
+    def box_upper_m(self) -> np.ndarray:
+        return np.array([0.5, 9.0, 9.0])
+
+    def look(self, setpoint: np.ndarray) -> Clearance:
+        self.looks += 1
+        return Clearance(points_m=np.array([[setpoint[0] + setpoint[1], 0.0, 0.0]]), self_distance_m=1.0)
+
+
+def pushed_to_the_wall(lever_m: float, change: float) -> tuple[SafetyFilter, list[float]]:
+    filter_ = SafetyFilter(WIDE, TICK_S, Wall(), lever_m)
+    filter_.start(np.zeros(2))
+    path = []
+    for _ in range(300):
+        path.append(float(filter_.toward(filter_.setpoint + filter_.step + np.array([change, 0.0]))[0]))
+    return filter_, path
+
+
+def test_the_margin_is_kept_free_as_long_as_the_robot_moves_and_vanishes_with_its_speed() -> None:
+    ends = []
+    for lever_m in (0.01, 1.0):
+        filter_, path = pushed_to_the_wall(lever_m, 1e-3)
+        assert max(path) <= 0.5
+        assert filter_.held_back is HeldBack.WORKSPACE or not filter_.moving or path[-1] > 0.49
+        ends.append(path[60])
+        assert path[-1] > 0.47
+    assert ends[1] < ends[0]
+
+
+def test_a_long_stop_near_a_limit_is_looked_at_twice_and_elsewhere_once() -> None:
+    geometry = Wall()
+    filter_ = SafetyFilter(structs.replace(WIDE, lower=(-30.0, -3.0)), TICK_S, geometry)
+    filter_.start(np.array([-20.0, 0.0]))
+    for _ in range(60):
+        geometry.looks = 0
+        filter_.toward(filter_.setpoint + filter_.step + np.array([1e-3, 0.0]))
+        assert geometry.looks <= 1
+    filter_.start(np.array([-0.5, 0.0]))
+    most = 0
+    for _ in range(60):
+        geometry.looks = 0
+        filter_.toward(filter_.setpoint + filter_.step + np.array([1e-3, 0.0]))
+        most = max(most, geometry.looks)
+    assert most == 2

@@ -78,3 +78,46 @@ def test_whatever_is_let_through_is_finite_and_in_bounds(action: np.ndarray) -> 
     assert decision.action.shape == (2,)
     assert np.isfinite(decision.action).all()
     assert np.all(decision.action >= ACTION.lower_array()) and np.all(decision.action <= ACTION.upper_array())
+
+
+def test_bounds_are_inclusive_on_both_sides_and_clipping_is_too() -> None:
+    for action in ((0.01, 0.02), (-0.01, -0.02)):
+        assert GATE.check(command(action=action), GOOD).verdict is Verdict.ACCEPTED
+    up = GATE.check(command(action=(0.012, 0.0)), GOOD)
+    assert (up.verdict, up.action.tolist()) == (Verdict.CLIPPED, [np.float32(0.01), 0.0])
+    assert up.message == "dx_m = 0.012 is outside [-0.01, 0.01]"
+    # the range of dy is 0.04: one range outside is the most that is clipped
+    assert GATE.check(command(action=(0.0, 0.0599)), GOOD).verdict is Verdict.CLIPPED
+    assert GATE.check(command(action=(0.0, 0.0601)), GOOD).refusal is Refusal.OUT_OF_BOUNDS
+    assert GATE.check(command(action=(0.0, -0.0599)), GOOD).verdict is Verdict.CLIPPED
+    assert GATE.check(command(action=(0.0, -0.0601)), GOOD).refusal is Refusal.OUT_OF_BOUNDS
+
+
+def test_exactly_one_range_outside_is_still_clipped() -> None:
+    gate = CommandGate("robot_0", vector(("a",), lower=(-1.0,), upper=(1.0,)))
+    assert gate.check(command(action=(3.0,)), GOOD).verdict is Verdict.CLIPPED
+
+
+def test_a_deadline_is_met_at_its_very_moment() -> None:
+    assert GATE.check(command(), facts(now_ns=200)).verdict is Verdict.ACCEPTED
+
+
+def test_refusals_name_what_is_wrong() -> None:
+    def message(sent: Command, known: GateFacts = GOOD) -> str:
+        decision = GATE.check(sent, known)
+        assert decision.action.dtype == np.float32
+        return decision.message
+
+    assert message(command(), facts(lease_session=None)) == "the control lease of robot_0 is held by nobody"
+    assert message(command(), facts(lease_session="x")) == "the control lease of robot_0 is held by session x"
+    assert message(command(), facts(lifecycle=Lifecycle.FAULT)).startswith("robot_0 is fault,")
+    assert message(command(), facts(now_ns=1_500_200)) == "command 5 arrived 1.5 ms after its deadline"
+    assert message(command(seq=3)) == "command 3 is not newer than 4, already seen"
+    assert message(command(action=(np.nan, 0.0))) == "not finite: dx_m"
+    assert message(command(action=(0.0,))) == "action is float32[1], robot_0 takes float32[2]"
+    assert message(command()) == ""
+
+
+def test_the_largest_numbers_are_refused_without_a_warning() -> None:
+    with np.errstate(all="raise"):
+        assert GATE.check(command(action=(3.4e38, -3.4e38)), GOOD).refusal is Refusal.OUT_OF_BOUNDS

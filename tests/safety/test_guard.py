@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from msgspec import structs
@@ -710,3 +712,105 @@ def test_a_hundred_thousand_commands_and_every_setpoint_within_its_limits() -> N
 def test_a_real_robot_is_never_reset_by_software() -> None:
     with pytest.raises(CommandRefusedError, match="a person must"):
         Bench().guard.reset(1)
+
+
+# ---- what is told -------------------------------------------------------------------------------------------------
+
+
+def test_the_first_state_says_that_nothing_has_happened() -> None:
+    bench = Bench(active=False)
+    state = bench.guard.state()
+    assert (state.seq, state.episode_seed, state.last_command_seq) == (1, -1, -1)
+    assert (state.moving, state.stopping, state.held_back, state.fault) == (False, False, "", "")
+    assert (state.boot, state.stamp_ns, state.lifecycle) == (bench.guard.boot, 1, Lifecycle.INACTIVE)
+    assert (state.task, state.ground_truth) == (None, None)
+    assert bench.guard.state().seq == 2
+    assert bench.guard.state().seq == 3
+    assert RobotGuard(RecordingRobot(), bench.clock).sample_age_s() == 0.0
+
+
+def test_results_and_counters_say_what_was_done() -> None:
+    bench = Bench()
+    good = bench.command((0.12, -0.1), seq=0)
+    assert (good.seq, good.verdict, good.refusal, good.message) == (0, Verdict.ACCEPTED, None, "")
+    assert good.sent.tolist() == np.array([0.12, -0.1], dtype=np.float32).tolist()
+    assert bench.command((0.12, -0.1), seq=1).verdict is Verdict.ACCEPTED
+    assert bench.command((0.12, 1.1), seq=2).verdict is Verdict.CLIPPED
+    bad = [bench.command((np.nan, 0.0), seq=3) for _ in range(3)]
+    assert [result.seq for result in bad] == [3, 3, 3]
+    assert bench.guard.verdicts == {Verdict.ACCEPTED: 2, Verdict.CLIPPED: 1, Verdict.REFUSED: 3}
+    assert bench.guard.refusals == {Refusal.NOT_FINITE: 3}
+    state = bench.guard.state()
+    assert (state.last_command_seq, state.stopping) == (2, False)
+    bench.robot.failing = {"fault": "reflex"}
+    assert bench.command((0.12, -0.1), seq=4).message == "reflex"
+    state = bench.guard.state()
+    assert (state.fault, state.stopping, state.last_command_seq) == ("reflex", True, 2)
+
+
+def test_refused_requests_carry_their_reason() -> None:
+    def reason(call: Callable[[], None]) -> str:
+        with pytest.raises(CommandRefusedError) as caught:
+            call()
+        return caught.value.reason
+
+    bench = Bench()
+    guard = bench.guard
+    assert reason(lambda: guard.acquire_lease("second", "operator")) == "no_lease"
+    assert reason(lambda: guard.require_lease("second")) == "no_lease"
+    assert reason(lambda: guard.reset(1)) == "reset"
+    assert reason(lambda: guard.transition(Lifecycle.UNCONFIGURED)) == "lifecycle"
+    guard.latch_fault("test")
+    assert reason(lambda: guard.reset(1)) == "not_active"
+    guard.transition(Lifecycle.INACTIVE)
+    bench.ticks(2)
+    bench.robot.failing = {"engage": "no authority"}
+    assert reason(lambda: guard.transition(Lifecycle.ACTIVE)) == "fault"
+    scene = Bench(robot=EpisodicRecordingRobot())
+    scene.robot.failing = {"reset": "gone"}
+    assert reason(lambda: scene.guard.reset(1)) == "fault"
+
+
+def test_the_goal_is_reached_when_it_is_due_and_not_before() -> None:
+    bench = Bench()
+    bench.command((0.11, -0.1))
+    bench.ticks(5)
+    assert bench.robot.sent[-1][0] == pytest.approx(0.105, abs=1e-3)
+    bench.ticks(5)
+    assert bench.robot.sent[-1][0] == pytest.approx(0.11, abs=1e-4)
+
+
+def test_stops_are_counted_one_by_one_and_logged_with_their_reason(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    bench = Bench()
+    for count in (1, 2, 3):
+        bench.command((0.12, -0.1))
+        bench.ticks(1)
+        bench.guard.stop(f"reason {count}")
+        bench.ticks(STOP_TICKS)
+        assert bench.guard.stops == count
+    bench.guard.stop("nothing to stop")
+    assert bench.guard.stops == 3
+    bench.guard.stop("person", StopLevel.EMERGENCY)
+    assert bench.guard.stops == 4
+    told = [record.getMessage() for record in caplog.records]
+    assert told[:3] == [f"recording_0: stopping: reason {count}" for count in (1, 2, 3)]
+    assert told[-1] == "recording_0: fault latched: emergency stop: person"
+
+
+def test_a_reset_takes_commands_at_once() -> None:
+    bench = Bench(robot=EpisodicRecordingRobot())
+    bench.run_fast()
+    bench.guard.stop("test")
+    bench.guard.reset(3)
+    assert not bench.guard.state().stopping
+    assert bench.command((0.03, 0.0)).verdict is Verdict.ACCEPTED
+
+
+def test_an_error_while_reading_keeps_the_stamp_of_the_last_sample() -> None:
+    bench = Bench()
+    bench.robot.stamp_ns = 77
+    bench.guard.state()
+    bench.robot.failing = {"read": "cable"}
+    state = bench.guard.state()
+    assert (state.stamp_ns, state.fault) == (77, "cable")

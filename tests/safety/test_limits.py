@@ -108,3 +108,24 @@ def test_every_wider_axis_is_listed() -> None:
     with pytest.raises(ConfigError) as caught:
         check_not_wider("robot_0", structs.replace(VENDOR, max_velocity=(9.0, 9.0), upper=(9.0, 0.08)), VENDOR)
     assert str(caught.value).count("\n  - ") == 3
+
+
+def test_rounding_is_no_widening_and_more_than_rounding_is() -> None:
+    huge = structs.replace(VENDOR, lower=(-1.0, 0.0), upper=(2000.0, 0.08))
+    check_not_wider("robot_0", structs.replace(huge, upper=(2000.000001, 0.08)), huge)
+    with pytest.raises(ConfigError):
+        check_not_wider("robot_0", structs.replace(huge, upper=(2000.00001, 0.08)), huge)
+    with pytest.raises(ConfigError):
+        check_not_wider("robot_0", structs.replace(VENDOR, upper=(2.0, 0.08 + 1e-9)), VENDOR)
+    check_not_wider("robot_0", structs.replace(VENDOR, max_velocity=(1.5 + 1e-10, 0.2)), VENDOR)
+    half = structs.replace(WHEELS, lower=(-5.0,))
+    check_not_wider("robot_0", structs.replace(half, lower=(-5.0 - 1e-10,)), half)
+    with pytest.raises(ConfigError):
+        check_not_wider("robot_0", structs.replace(half, lower=(-5.0 - 1.5e-9,)), half)
+
+
+def test_the_robot_is_named_where_the_axes_differ() -> None:
+    with pytest.raises(ConfigError, match="robot 'stretch_0'"):
+        check_not_wider("stretch_0", WHEELS, VENDOR)
+    with pytest.raises(ConfigError, match="robot 'stretch_0'"):
+        intersect_limits("stretch_0", WHEELS, VENDOR)

@@ -493,6 +493,20 @@ def test_the_safe_state_stops_a_robot_whose_driver_died(rig):
     safe_state.close()
 
 
+def test_the_safe_state_stops_joints_on_their_way_to_a_target(rig):
+    safe_state = StretchRos2SafeState(rig.config)
+    rig.while_ticking(safe_state.connect)
+    rig.call(names.ACTIVATE_STREAMING)
+    target = rig.world.measured.setpoint
+    target[LIFT] += 0.4
+    rig.somebody_sends(*names.pose_command(target, rig.config.gripper_unit))
+    rig.while_ticking(safe_state.make_safe)
+    safe_state.close()
+    for _ in range(60):
+        rig.simulator.tick()
+    assert rig.world.measured.setpoint[LIFT] < target[LIFT] - 0.05
+
+
 def test_a_safe_state_without_a_driver_node_says_so(make_rig):
     config = msgspec.structs.replace(make_rig().config, namespace="stretch_nobody", connect_timeout_s=0.3)
     safe_state = StretchRos2SafeState(config)

@@ -86,6 +86,7 @@ class PegInsertion:
             name="peg",
             pos=(0, 0, tip_z_m - length_m / 2),
             mass=config.peg_mass_kg,
+            ipos=(0, 0, 0),  # else the compiler takes `pos` for it
             inertia=(inertia, inertia, config.peg_mass_kg / 6 * config.peg_width_m**2),
             explicitinertial=True,
             gravcomp=1.0,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from msgspec import structs
 
 from hardware.unitree_g1.config import G1BusConfig
-from robot_stack.config.robots.base import SIM, RobotConfig, Setting, expert_of
+from robot_stack.config.robots.base import SIM, SIMULATED_STATE_AGE_S, RobotConfig, Setting, expert_of
 from robot_stack.config.task import TaskConfig
 from robot_stack.core.protocols import Robot, SafeState
 from robot_stack.core.specs import RobotSpec
@@ -81,4 +81,6 @@ class G1Config(RobotConfig, frozen=True, kw_only=True, tag_field="kind", tag="g1
     def _network(self, setting: Setting) -> G1BusConfig:
         if setting.domain_id is None:
             return self.bus
-        return structs.replace(self.bus, domain_id=setting.domain_id, interface="lo")
+        return structs.replace(
+            self.bus, domain_id=setting.domain_id, interface="lo", max_state_age_s=SIMULATED_STATE_AGE_S
+        )

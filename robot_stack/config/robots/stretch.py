@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from msgspec import structs
 
 from hardware.stretch.config import StretchBodyConfig, StretchRos2Config
-from robot_stack.config.robots.base import SIM, RobotConfig, Setting, expert_of
+from robot_stack.config.robots.base import SIM, SIMULATED_STATE_AGE_S, RobotConfig, Setting, expert_of
 from robot_stack.config.task import TaskConfig
 from robot_stack.core.protocols import Robot, SafeState
 from robot_stack.core.specs import RobotSpec
@@ -81,4 +81,6 @@ class StretchConfig(RobotConfig, frozen=True, kw_only=True, tag_field="kind", ta
     def _network(self, setting: Setting) -> StretchRos2Config:
         if setting.domain_id is None:
             return self.ros2
-        return structs.replace(self.ros2, domain_id=setting.domain_id, loopback_only=True)
+        return structs.replace(
+            self.ros2, domain_id=setting.domain_id, loopback_only=True, max_state_age_s=SIMULATED_STATE_AGE_S
+        )

@@ -1,0 +1,110 @@
+"""How near a robot's parts come to each other, and where its guarded points are: the safety filter's look ahead.
+
+Works on any compiled MuJoCo model of the robot alone. Distances are those of the model's primitives, which are fitted
+to the vendor's outlines and carry no guarantee: the minimum distance has to allow for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardware.sim.rendering import mujoco
+from robot_stack.core.errors import ConfigError
+from robot_stack.core.protocols import Clearance, RobotGeometry, Setpoint
+
+FloatVector = NDArray[np.float64]
+
+
+class SelfDistance:
+    """Smallest distance between the bodies of chosen pairs.
+
+    Args:
+        model: of the robot alone, its base at the origin.
+        pairs: names of two bodies that may meet. Neighbours touch all the time, so leave them out.
+        cutoff_m: distances above it are not told apart, which saves most of the work.
+    """
+
+    def __init__(self, model: mujoco.MjModel, pairs: Sequence[tuple[str, str]], cutoff_m: float) -> None:
+        self.model = model
+        self.data = mujoco.MjData(model)
+        self.cutoff_m = cutoff_m
+        geoms = [pair for first, second in pairs for pair in product(_geoms(model, first), _geoms(model, second))]
+        self._first, self._second = np.asarray(geoms, dtype=np.intp).reshape(-1, 2).T
+        self._reach_m = model.geom_rbound[self._first] + model.geom_rbound[self._second]
+
+    def at(self, qpos: FloatVector) -> float:
+        """Distance in m at joint positions (nq,), negative if parts overlap, `cutoff_m` if it is that or more."""
+        self.place(qpos)
+        centres = self.data.geom_xpos
+        apart = centres[self._first] - centres[self._second]
+        # bounding spheres: no pair is nearer than this
+        bounds = np.sqrt(np.einsum("ij,ij->i", apart, apart)) - self._reach_m
+        nearest = self.cutoff_m
+        for index in np.flatnonzero(bounds < nearest):
+            if bounds[index] < nearest:
+                pair = int(self._first[index]), int(self._second[index])
+                nearest = min(nearest, mujoco.mj_geomDistance(self.model, self.data, *pair, nearest, None))
+        return float(nearest)
+
+    def place(self, qpos: FloatVector) -> None:
+        """Put the model, `data` with it, to joint positions (nq,): frames of bodies, geoms and sites."""
+        self.data.qpos[:] = qpos
+        mujoco.mj_kinematics(self.model, self.data)
+
+
+def _geoms(model: mujoco.MjModel, body: str) -> range:
+    index = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, body)
+    if index < 0:
+        raise ConfigError(f"the model has no body '{body}'")
+    first = int(model.body_geomadr[index])
+    return range(first, first + int(model.body_geomnum[index]))
+
+
+class ModelGeometry(RobotGeometry):
+    """A `RobotGeometry` from a model: guarded points are sites of it, and self-distances those of `SelfDistance`.
+
+    Args:
+        to_qpos: joint positions (nq,) of the model at a setpoint (S,).
+        sites: names of the guarded points, in the order of `Clearance.points_m`.
+        box_lower_m, box_upper_m: the box that guarded points stay in, base frame.
+    """
+
+    def __init__(
+        self,
+        distance: SelfDistance,
+        to_qpos: Callable[[Setpoint], FloatVector],
+        *,
+        sites: Sequence[str],
+        box_lower_m: Sequence[float],
+        box_upper_m: Sequence[float],
+        min_self_distance_m: float,
+    ) -> None:
+        missing = [site for site in sites if mujoco.mj_name2id(distance.model, mujoco.mjtObj.mjOBJ_SITE, site) < 0]
+        if missing:
+            raise ConfigError(f"the model has no site {', '.join(missing)}")
+        self._distance = distance
+        self._to_qpos = to_qpos
+        self._sites = np.array([distance.model.site(site).id for site in sites], dtype=np.intp)
+        self._box_lower_m = np.asarray(box_lower_m, dtype=np.float64)
+        self._box_upper_m = np.asarray(box_upper_m, dtype=np.float64)
+        self._min_self_distance_m = min_self_distance_m
+
+    @property
+    def box_lower_m(self) -> FloatVector:
+        return self._box_lower_m
+
+    @property
+    def box_upper_m(self) -> FloatVector:
+        return self._box_upper_m
+
+    @property
+    def min_self_distance_m(self) -> float:
+        return self._min_self_distance_m
+
+    def look(self, setpoint: Setpoint) -> Clearance:
+        nearest_m = self._distance.at(self._to_qpos(setpoint))
+        return Clearance(points_m=self._distance.data.site_xpos[self._sites], self_distance_m=nearest_m)
