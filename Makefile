@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := sim,gymnasium,ros,g1,realsense,dev
+EXTRAS := sim,gymnasium,ros,franka,g1,realsense,dev
 APT_PACKAGES := cyclonedds-dev gcc libegl1 libgl1 libgles2 libosmesa6 libusb-1.0-0 linux-libc-dev python3-dev python3-venv
 
 .PHONY: demo test check bench setup system clean

@@ -20,7 +20,7 @@ from hardware.franka.sim import SimulatedFranka
 from hardware.sim.experts import make_expert
 from hardware.sim.rendering import CameraConfig
 from robot_stack.core.messages import FloatArray
-from robot_stack.safety.limiter import SetpointLimiter
+from robot_stack.safety.motion import MotionFilter
 
 TASKS = ("peg_insertion", "pick_cube")
 CAMERAS = (CameraConfig(name="wrist_rgb"), CameraConfig(name="front"))
@@ -35,7 +35,7 @@ class Workload:
         self._expert = make_expert(task, self.robot.spec)
         self._tick_s = 1.0 / self.robot.spec.tick_rate_hz
         self._ticks = round(self.robot.spec.tick_rate_hz / self.robot.spec.control_rate_hz)
-        self._limiter = SetpointLimiter(self.robot.limits, self._tick_s)
+        self._limiter = MotionFilter(self.robot.limits, self._tick_s)
         self._rng = np.random.default_rng(seed)
         self._seed = seed
         self._begin()

@@ -50,6 +50,22 @@ class ArmKinematics:
         data = self._configuration.data
         return data.site_xpos[self._site].copy(), data.site_xmat[self._site].reshape(3, 3).copy()
 
+    def motion(self, joints_rad: FloatVector, velocities_rad_s: FloatVector) -> tuple[FloatVector, ...]:
+        """Position (3,), rotation (3, 3) and linear velocity (3,) in m/s of the tool."""
+        position, rotation = self.tool_pose(joints_rad)
+        model, data = self._configuration.model, self._configuration.data
+        jacobian = np.empty((3, model.nv))
+        mujoco.mj_jacSite(model, data, jacobian, None, self._site)
+        return position, rotation, jacobian @ velocities_rad_s
+
+    def site_pose(self, site: str, joints_rad: FloatVector) -> tuple[FloatVector, FloatVector]:
+        """Position (3,) and quaternion w x y z of another site of the model."""
+        self._configuration.update(joints_rad)
+        frame = self._configuration.data.site(site)
+        quat = np.empty(4)
+        mujoco.mju_mat2Quat(quat, frame.xmat)
+        return frame.xpos.copy(), quat
+
     def solve(
         self, position_m: FloatVector, quat_wxyz: FloatVector, start_rad: FloatVector, max_iterations: int = 4
     ) -> FloatVector:

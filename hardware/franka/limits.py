@@ -2,15 +2,20 @@
 
 Joints 1 to 7 in order; rad, rad/s, rad/s^2, N m. The fastest allowed velocity shrinks towards the position limits;
 `max_velocity` is that formula. The *rectangle* is the vendor's simpler alternative, constant velocities within
-narrower positions; it is our default envelope.
+narrower positions; it is our default envelope. A robot's own description may narrow either (`read_urdf`, `narrowed`).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from xml.etree import ElementTree
+
 import numpy as np
+from msgspec import structs
 from numpy.typing import NDArray
 
-from robot_stack.core.protocols import SetpointLimits
+from robot_stack.core.errors import ConfigError, RobotError
+from robot_stack.core.protocols import SetpointLimits, VelocityEnvelope
 
 FloatVector = NDArray[np.float64]
 
@@ -34,6 +39,7 @@ DECELERATION_RAD_S2 = (6.0, 2.585, 3.5, 4.0, 17.0, 5.5, 17.0)
 HAND_MAX_WIDTH_M = 0.08
 HAND_SPEED_M_S = 0.2  # of the width: each finger moves at 0.1 m/s, half of what it can
 HAND_ACCELERATION_M_S2 = 2.0
+HAND_JERK_M_S3 = 200.0
 HAND_MAX_FORCE_N = 70.0
 
 
@@ -60,10 +66,107 @@ def rectangle_limits() -> SetpointLimits:
     lowest, _ = max_velocity(np.asarray(RECTANGLE_LOWER_RAD))
     _, highest = max_velocity(np.asarray(RECTANGLE_UPPER_RAD))
     velocity = np.minimum(RECTANGLE_VELOCITY_RAD_S, np.minimum(-lowest, highest))
+    return _limits(RECTANGLE_LOWER_RAD, RECTANGLE_UPPER_RAD, tuple(velocity.tolist()), None)
+
+
+def full_limits() -> SetpointLimits:
+    """The whole range of every joint, with the vendor's velocity limit that depends on the position."""
+    envelope = VelocityEnvelope(
+        lower=(*FULL_LOWER_RAD, 0.0),
+        upper=(*FULL_UPPER_RAD, HAND_MAX_WIDTH_M),
+        offset=(*VELOCITY_OFFSET_RAD_S, 0.0),
+        deceleration=(*DECELERATION_RAD_S2, np.inf),
+    )
+    return _limits(FULL_LOWER_RAD, FULL_UPPER_RAD, FULL_VELOCITY_RAD_S, envelope)
+
+
+LIMITS = {"rectangle": rectangle_limits, "full": full_limits}
+
+
+def make_limits(kind: str) -> SetpointLimits:
+    """`rectangle` or `full`; ConfigError for another word."""
+    if kind not in LIMITS:
+        raise ConfigError(f"the Franka has no limits '{kind}'; choose one of {', '.join(LIMITS)}")
+    return LIMITS[kind]()
+
+
+def _limits(
+    lower: tuple[float, ...], upper: tuple[float, ...], velocity: tuple[float, ...], envelope: VelocityEnvelope | None
+) -> SetpointLimits:
     return SetpointLimits(
         names=(*(f"{name}_rad" for name in JOINT_NAMES), "gripper_width_m"),
-        lower=(*RECTANGLE_LOWER_RAD, 0.0),
-        upper=(*RECTANGLE_UPPER_RAD, HAND_MAX_WIDTH_M),
-        max_velocity=(*velocity.tolist(), HAND_SPEED_M_S),
+        lower=(*lower, 0.0),
+        upper=(*upper, HAND_MAX_WIDTH_M),
+        max_velocity=(*velocity, HAND_SPEED_M_S),
         max_acceleration=(*MAX_ACCELERATION_RAD_S2, HAND_ACCELERATION_M_S2),
+        max_jerk=(*MAX_JERK_RAD_S3, HAND_JERK_M_S3),
+        envelope=envelope,
+    )
+
+
+# ---- the robot's own description --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class JointFacts:
+    """Limits of seven joints as a robot describes itself: rad, rad/s, (7,) each."""
+
+    lower_rad: FloatVector
+    upper_rad: FloatVector
+    max_velocity_rad_s: FloatVector
+
+
+def read_urdf(text: str, robot: str) -> JointFacts:
+    """The `<limit>` of every arm joint of a URDF; RobotError if it is no URDF, or joints are missing."""
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        raise RobotError(
+            f"{robot}: the robot description is no URDF ({error}); check its robot_state_publisher"
+        ) from None
+    found: dict[str, dict[str, str]] = {}
+    for joint in root.iter("joint"):
+        limit = joint.find("limit")
+        if limit is not None:
+            found[joint.get("name", "")] = limit.attrib
+    missing = [name for name in JOINT_NAMES if name not in found]
+    if missing:
+        raise RobotError(
+            f"{robot}: the robot description has no limits of {', '.join(missing)}; is it that of another robot?"
+        )
+    try:
+        rows = [[float(found[name][key]) for key in ("lower", "upper", "velocity")] for name in JOINT_NAMES]
+    except (KeyError, ValueError) as error:
+        raise RobotError(f"{robot}: a joint limit of the robot description is missing or no number: {error}") from None
+    lower, upper, velocity = np.asarray(rows).T
+    return JointFacts(lower, upper, velocity)
+
+
+def narrowed(limits: SetpointLimits, facts: JointFacts, robot: str) -> SetpointLimits:
+    """Our limits intersected with the robot's own: never wider than either. RobotError if nothing is left."""
+    lower = np.maximum(limits.lower[:7], facts.lower_rad)
+    upper = np.minimum(limits.upper[:7], facts.upper_rad)
+    velocity = np.minimum(limits.max_velocity[:7], facts.max_velocity_rad_s)
+    # a comparison with nan is false: it counts as empty
+    empty = ~((lower < upper) & (velocity > 0.0))
+    if empty.any():
+        axis = int(np.flatnonzero(empty)[0])
+        raise RobotError(
+            f"{robot}: nothing is left of the limits of {JOINT_NAMES[axis]}: ours are [{limits.lower[axis]:.4f}, "
+            f"{limits.upper[axis]:.4f}] rad, the robot says [{facts.lower_rad[axis]:.4f}, {facts.upper_rad[axis]:.4f}] "
+            f"rad and {facts.max_velocity_rad_s[axis]:.3f} rad/s; check its robot description"
+        )
+    envelope = limits.envelope
+    if envelope is not None:
+        envelope = structs.replace(
+            envelope,
+            lower=(*np.maximum(envelope.lower[:7], lower).tolist(), *envelope.lower[7:]),
+            upper=(*np.minimum(envelope.upper[:7], upper).tolist(), *envelope.upper[7:]),
+        )
+    return structs.replace(
+        limits,
+        lower=(*lower.tolist(), *limits.lower[7:]),
+        upper=(*upper.tolist(), *limits.upper[7:]),
+        max_velocity=(*velocity.tolist(), *limits.max_velocity[7:]),
+        envelope=envelope,
     )

@@ -7,8 +7,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware.sim.collision import ModelGeometry, SelfDistance
-from hardware.sim.rendering import mujoco
+from hardware.sim.collision import ModelGeometry, SelfDistance, round_boxes
 from hardware.stretch.kinematics import JointMap
 from hardware.stretch.model import (
     BASE,
@@ -46,10 +45,7 @@ _CARRIAGE = ("link_lift", "link_arm_l4")
 def stretch_geometry() -> RobotGeometry:
     """Guarded points: grasp point, wrist, outer end of the arm's fixed segment. One thread."""
     spec = build_stretch(StretchModel(free_base=False))
-    for body in _WRIST + _HAND:
-        for geom in spec.body(body).geoms:
-            if geom.type == mujoco.mjtGeom.mjGEOM_BOX:
-                _round(geom)
+    round_boxes(spec, _WRIST + _HAND)
     model = spec.compile()
     joints = JointMap(model)
 
@@ -66,20 +62,3 @@ def stretch_geometry() -> RobotGeometry:
         box_upper_m=BOX_UPPER_M,
         min_self_distance_m=MIN_SELF_DISTANCE_M,
     )
-
-
-def _round(box: mujoco.MjsGeom) -> None:
-    """Make a box a capsule of its length and its middle width.
-
-    MuJoCo 3.8 tells a wrong distance, often 0, for one pair of parallel boxes in twenty; a capsule's is right.
-    """
-    half = np.asarray(box.size, dtype=np.float64)
-    _, middle, longest = np.argsort(half, kind="stable")
-    along = np.zeros(3)
-    along[longest] = 1.0
-    turn, quat = np.empty(4), np.empty(4)
-    mujoco.mju_quatZ2Vec(turn, along)
-    mujoco.mju_mulQuat(quat, np.asarray(box.quat, dtype=np.float64), turn)
-    box.size = (half[middle], max(half[longest] - half[middle] / 2, 0.001), 0.0)
-    box.type = mujoco.mjtGeom.mjGEOM_CAPSULE
-    box.quat = quat

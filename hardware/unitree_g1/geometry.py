@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware.sim.collision import ModelGeometry, SelfDistance
+from hardware.sim.collision import ModelGeometry, SelfDistance, round_boxes
 from hardware.unitree_g1.joints import ARM_SDK_MOTORS, JOINT_NAMES, LEG_MOTORS, SIDES
 from hardware.unitree_g1.model import FINGER_JOINTS, FINGER_TRAVEL_M, PALM_SITES, G1Model, build_g1
 from hardware.unitree_g1.tasks import PalmTask
@@ -52,6 +52,7 @@ def g1_geometry(task: PalmTask, hands: str) -> ModelGeometry:
         hand = spec.body(f"{side}_wrist_yaw_link")
         hand.add_site(name=wrist, pos=(0, 0, 0))
         hand.add_site(name=tip, pos=(FINGERTIP_X_M, 0, 0))
+    round_boxes(spec, (f"{side}_{part}" for side in SIDES for part in MOVING_PARTS))
     model = spec.compile()
     joints = np.array([model.joint(JOINT_NAMES[motor]).qposadr[0] for motor in ARM_SDK_MOTORS])
     finger_joints = FINGER_JOINTS if hands != "none" else ()

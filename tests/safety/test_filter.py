@@ -130,7 +130,7 @@ def test_one_bad_axis_stops_and_the_others_go_on() -> None:
 def test_the_stop_is_as_short_as_the_limits_allow() -> None:
     """From v = 2 at 10 rad/s^2 and 300 rad/s^3: 0.2 s of braking and 1/30 s for the jerk."""
     filter_ = made(structs.replace(THREE, lower=(-9.0, -1.0, 0.0), upper=(9.0, 1.5, 0.08)))
-    while filter_.step[0] < 2.0 * TICK_S - 1e-9:
+    for _ in range(100):
         ahead = filter_.setpoint + filter_.step
         filter_.toward(ahead + filter_.rates.change * np.array([1.0, 0.0, 0.0]))
         assert filter_.step[0] <= 2.0 * TICK_S * (1 + 1e-6)
@@ -138,7 +138,7 @@ def test_the_stop_is_as_short_as_the_limits_allow() -> None:
             break
     ticks = 0
     speeds = [filter_.step[0]]
-    while filter_.moving:
+    while filter_.moving and ticks < 100:
         filter_.stop()
         speeds.append(filter_.step[0])
         ticks += 1

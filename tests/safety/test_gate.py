@@ -116,6 +116,8 @@ def test_refusals_name_what_is_wrong() -> None:
     assert message(command(action=(np.nan, 0.0))) == "not finite: dx_m"
     assert message(command(action=(0.0,))) == "action is float32[1], robot_0 takes float32[2]"
     assert message(command()) == ""
+    assert message(command(action=(0.009, 0.0201))).startswith("dy_m")
+    assert message(command(action=(-0.0101, 0.019))).startswith("dx_m")
 
 
 def test_the_largest_numbers_are_refused_without_a_warning() -> None:

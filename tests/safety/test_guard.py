@@ -773,11 +773,41 @@ def test_refused_requests_carry_their_reason() -> None:
 
 def test_the_goal_is_reached_when_it_is_due_and_not_before() -> None:
     bench = Bench()
-    bench.command((0.11, -0.1))
+    bench.command((0.102, -0.1))
     bench.ticks(5)
-    assert bench.robot.sent[-1][0] == pytest.approx(0.105, abs=1e-3)
+    assert bench.robot.sent[-1][0] == pytest.approx(0.101, abs=3e-4)
     bench.ticks(5)
-    assert bench.robot.sent[-1][0] == pytest.approx(0.11, abs=1e-4)
+    assert bench.robot.sent[-1][0] == pytest.approx(0.102, abs=1e-6)
+
+
+def test_the_holder_may_ask_for_its_lease_again_without_being_stopped() -> None:
+    bench = Bench()
+    bench.run_fast()
+    bench.guard.acquire_lease("session", "edge")
+    assert bench.guard.stops == 0
+    assert bench.command((1.0, -0.1)).verdict is Verdict.ACCEPTED
+    bench.guard.acquire_lease("restarted", "edge")
+    assert bench.guard.stops == 1
+
+
+def test_energy_that_a_stop_takes_is_booked() -> None:
+    robot = RecordingRobot()
+    robot.effort = np.array([-0.1, 0.0])
+    config = EnergyTankConfig(capacity_j=5.0, initial_j=1.0, floor_j=0.0, refill_w=0.0, stiffness=0.0)
+    bench = Bench(robot=robot, tank=config)
+    bench.run_fast()
+    bench.guard.stop("test")
+    stopped_at = robot.sent[-1][0]
+    robot.effort = np.array([-2.0, 0.0])
+    bench.ticks(STOP_TICKS)
+    used_j = 0.1 * (stopped_at - 0.1) + 2.0 * (robot.sent[-1][0] - stopped_at)
+    robot.effort = np.array([-10.0, 0.0])
+    start = robot.sent[-1][0]
+    for _ in range(40):
+        bench.command((1.0, -0.1))
+        bench.ticks(5)
+    assert 10.0 * (robot.sent[-1][0] - start) == pytest.approx(1.0 - used_j, rel=0.15)
+    assert 10.0 * (robot.sent[-1][0] - start) <= 1.0 - used_j + 1e-9
 
 
 def test_stops_are_counted_one_by_one_and_logged_with_their_reason(caplog: pytest.LogCaptureFixture) -> None:

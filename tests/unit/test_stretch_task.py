@@ -67,10 +67,10 @@ def rollouts() -> Rollouts:
     return Rollouts()
 
 
-def test_the_expert_grasps_despite_noise_and_the_filter_never_holds_it_back(rollouts: Rollouts) -> None:
+def test_the_expert_grasps_despite_noise_and_no_part_of_its_work_is_forbidden(rollouts: Rollouts) -> None:
     rollouts.held_back.clear()
     assert sum(rollouts.run(seed, noise=0.05) for seed in range(10)) >= 9
-    assert set(rollouts.held_back) == {""}
+    assert not {"workspace", "self_collision", "energy"} & set(rollouts.held_back)
 
 
 def test_what_is_observed_alone_does_not_suffice(rollouts: Rollouts) -> None:
