@@ -4,8 +4,7 @@ Per robot 10^6 commands (quick: as many as fit in 35 s for all robots): in range
 or dtype, stale, repeated, of an old session, with stops and resets of the goal in between. The driver records; it has
 the limits, geometry and spec of the simulated robot, and goals inside and far outside of its limits. Every setpoint
 that reaches it is checked from outside: finite, position, velocity, acceleration and jerk by finite differences, box,
-self-distance (a distance that is too small at one pose and at none 1e-6 beside it is an error of the distance solver;
-such poses are counted apart). `p99_ms` is of the filter step, from the tick's beginning to the driver, on the CPU's
+self-distance. `p99_ms` is of the filter step, from the tick's beginning to the driver, on the CPU's
 clock; `wall_p99_ms` is the same on the wall's, which other load on the machine lengthens. The last line is one JSON
 object.
 """
@@ -198,7 +197,6 @@ class Judge:
         self._tick_s = 1.0 / robot.spec.tick_rate_hz
         self._geometry = robot.geometry
         self.violations: Counter[str] = Counter()
-        self.solver_errors = 0
         self.worst: dict[str, float] = {}
 
     def check(self, path: list[Setpoint], fresh: int) -> None:
@@ -228,10 +226,6 @@ class Judge:
             points = clearance.points_m
             outside_m = float(np.maximum(geometry.box_lower_m - points, points - geometry.box_upper_m).max())
             short_m = geometry.min_self_distance_m - clearance.self_distance_m
-            if short_m > PLACE_TOLERANCE_M:
-                beside_m = max(geometry.look(position + offset).self_distance_m for offset in (-1e-6, 1e-6, 2e-6))
-                self.solver_errors += geometry.min_self_distance_m - beside_m <= 0.0
-                short_m = min(short_m, geometry.min_self_distance_m - beside_m)
             self.worst["outside_mm"] = max(self.worst.get("outside_mm", -1e9), 1e3 * outside_m)
             self.worst["too_near_mm"] = max(self.worst.get("too_near_mm", -1e9), 1e3 * short_m)
             self.violations["workspace"] += int(not outside_m <= PLACE_TOLERANCE_M)
@@ -264,7 +258,6 @@ def measure(robot: Robot, seed: int, commands: int, budget_s: float) -> dict[str
         "no_goal": guard.refusals[Refusal.DRIVER],
         "setpoints": len(path) - 3,
         "way": round(float(np.abs(np.diff(path, axis=0)).sum()), 1),
-        "distance_solver_errors": judge.solver_errors,
         "held_back": dict(guard.held_back),
         "worst": {name: round(value, 6) for name, value in judge.worst.items()},
         "p50_ms": round(float(np.median(cpu_ms)), 4),

@@ -18,6 +18,7 @@ from robot_stack.apps.build import build_robot, build_simulated, has_simulated_v
 from robot_stack.apps.connections import ROBOT_REQUEST, ROBOT_STATE
 from robot_stack.apps.keys import ROBOT_KEY, ensure_keys
 from robot_stack.apps.layout import RunLayout
+from robot_stack.apps.limits import narrowed, tank_of
 from robot_stack.apps.scene_robot import SceneRobot
 from robot_stack.config.schema import StackConfig
 from robot_stack.core.clock import ManualClock, MonotonicClock, Pacer, s_to_ns
@@ -47,7 +48,8 @@ from robot_stack.core.messages import (
 )
 from robot_stack.core.protocols import Renderer, Robot, SimulatedRobot
 from robot_stack.core.specs import IMAGES
-from robot_stack.safety.guard import RobotGuard
+from robot_stack.safety.guard import Narrow, RobotGuard
+from robot_stack.safety.passivity import EnergyTankConfig
 from robot_stack.transport.keys import Role
 from robot_stack.transport.server import Request, RequestServer
 from robot_stack.transport.stream import Publisher
@@ -59,7 +61,14 @@ class RobotServer:
     """Serves one robot until `keep_running` says no. Use `run`; sockets and robot are opened by the caller's `with`."""
 
     def __init__(
-        self, robot: Robot, requests: RequestServer[RobotRequest], states: Publisher, *, lock_step: bool
+        self,
+        robot: Robot,
+        requests: RequestServer[RobotRequest],
+        states: Publisher,
+        *,
+        lock_step: bool,
+        tank: EnergyTankConfig | None = None,
+        narrow: Narrow = lambda limits: limits,
     ) -> None:
         if lock_step and not isinstance(robot, SimulatedRobot):
             raise ConfigError(f"{robot.spec.name} is not simulated: lock-step time is for simulated robots only")
@@ -75,7 +84,7 @@ class RobotServer:
         self._observed_cameras = tuple(
             name.removeprefix(IMAGES) for name in robot.spec.observation if name.startswith(IMAGES)
         )
-        self.guard = RobotGuard(robot, self._clock)
+        self.guard = RobotGuard(robot, self._clock, tank, narrow)
         self.pacer = Pacer(self._tick_s)
 
     def run(self, keep_running: Callable[[], bool]) -> None:
@@ -227,4 +236,12 @@ def run_robot_server(config: StackConfig, keep_running: Callable[[], bool]) -> N
         ROBOT_REQUEST, network.robot_address, keys, ROBOT_KEY, RobotRequest
     )
     with requests, Publisher(ROBOT_STATE, network.state_address, keys, ROBOT_KEY) as states:
-        RobotServer(robot, requests, states, lock_step=runs_in_lock_step(config)).run(keep_running)
+        server = RobotServer(
+            robot,
+            requests,
+            states,
+            lock_step=runs_in_lock_step(config),
+            tank=tank_of(config.robot),
+            narrow=lambda limits: narrowed(config.robot.name, limits, config.robot.limits),
+        )
+        server.run(keep_running)

@@ -34,7 +34,7 @@ from robot_stack.core.messages import (
     TaskStatus,
     Verdict,
 )
-from robot_stack.core.protocols import EpisodicRobot, Reading, Robot, Setpoint
+from robot_stack.core.protocols import EpisodicRobot, Reading, Robot, Setpoint, SetpointLimits
 from robot_stack.safety.gate import CommandGate, Decision, GateFacts
 from robot_stack.safety.lease import ControlLease
 from robot_stack.safety.limits import check_not_wider
@@ -44,6 +44,8 @@ from robot_stack.safety.passivity import EnergyTankConfig
 logger = logging.getLogger(__name__)
 
 LEASE_TIMEOUT_S = 1.0
+
+Narrow = Callable[[SetpointLimits], SetpointLimits]
 
 _TRANSITIONS = {
     (Lifecycle.INACTIVE, Lifecycle.ACTIVE),
@@ -63,9 +65,12 @@ class RobotGuard:
 
     Args:
         tank: bounds the energy that the robot puts into a contact, if its driver estimates external effort.
+        narrow: what a configuration makes of the robot's limits; ConfigError if that is wider.
     """
 
-    def __init__(self, robot: Robot, clock: Clock, tank: EnergyTankConfig | None = None) -> None:
+    def __init__(
+        self, robot: Robot, clock: Clock, tank: EnergyTankConfig | None = None, narrow: Narrow = lambda limits: limits
+    ) -> None:
         self.robot = robot
         self.spec = robot.spec
         self._episodic = robot if isinstance(robot, EpisodicRobot) else None
@@ -80,7 +85,9 @@ class RobotGuard:
         self._lease = ControlLease(LEASE_TIMEOUT_S)
         self._gate = CommandGate(self.spec.name, self.spec.action)
         self._tank = tank
-        self._limits = robot.limits
+        self._narrow = narrow
+        self._promised = robot.limits
+        self._limits = narrow(self._promised)
         self._motion = MotionFilter(self._limits, 1.0 / self.spec.tick_rate_hz)
         self._timeout_ns = s_to_ns(self.spec.command_timeout_s)
         self._period_ns = s_to_ns(self.spec.control_period_s)
@@ -114,8 +121,8 @@ class RobotGuard:
     def connect(self) -> None:
         """Open the driver; ConfigError if the robot's own limits turn out wider than those it promised."""
         self.robot.connect()
-        promised, self._limits = self._limits, self.robot.limits
-        check_not_wider(self.spec.name, self._limits, promised)
+        check_not_wider(self.spec.name, self.robot.limits, self._promised)
+        self._limits = self._narrow(self.robot.limits)
         self._motion = MotionFilter(self._limits, 1.0 / self.spec.tick_rate_hz, self.robot.geometry, self._tank)
         self.lifecycle = Lifecycle.INACTIVE
 
@@ -251,13 +258,14 @@ class RobotGuard:
         self._stopping = True
 
     def reset(self, seed: int) -> None:
-        """Begin an episode. A simulated robot sets up its scene; the filter starts anew from the measured state."""
+        """Begin an episode: the filter starts anew from the measured state, at rest. A simulated robot sets up its
+        scene; that of a real one is set up by a person, and the episode begins where the robot is."""
         if self.lifecycle is not Lifecycle.ACTIVE:
             raise CommandRefusedError("not_active", f"{self.spec.name} is {self.lifecycle.value}; activate it first")
         episodic = self._episodic
-        if episodic is None:
-            raise CommandRefusedError("reset", f"{self.spec.name} cannot reset its scene: a person must")
-        if not (self._attempt(lambda: episodic.reset(seed)) and self._attempt(self._rest_here)):
+        if episodic is None and self._motion.moving:
+            raise CommandRefusedError("moving", f"{self.spec.name} is moving; stop it before an episode begins")
+        if not ((episodic is None or self._attempt(lambda: episodic.reset(seed))) and self._attempt(self._rest_here)):
             raise CommandRefusedError("fault", f"{self.spec.name} could not be reset: {self.fault}")
         self._episode_seed = seed
 

@@ -109,9 +109,8 @@ class Interpolator:
             self._next, self._candidate = state, state[0]
             return
         there = self._direct | ((np.abs(state[0] - goal) <= _AT_GOAL) & (np.abs(state[1]) <= _AT_REST))
-        if there.any():
-            state[0] = np.where(there, goal, state[0])
-            state[1:, there] = 0.0
+        state[0] = np.where(there, goal, state[0])
+        state[1:, there] = 0.0
         self._settled = bool(there.all())
         self._next = state
         self._candidate = state[0]

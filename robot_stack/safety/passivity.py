@@ -93,5 +93,4 @@ class EnergyTank:
         """Account for a step (S,) that was sent while an effort (S,) was measured."""
         drawn_j = -float(step @ effort)
         if np.isfinite(drawn_j):
-            refilled = self.level_j + min(-drawn_j, self._refill_j)
-            self.level_j = self.level_j - drawn_j if drawn_j > 0.0 else min(refilled, self._config.capacity_j)
+            self.level_j = min(self.level_j + min(-drawn_j, self._refill_j), self._config.capacity_j)

@@ -10,7 +10,7 @@ from msgspec import structs
 
 from robot_stack.core.errors import RobotError
 from robot_stack.core.protocols import Clearance, SetpointLimits, VelocityEnvelope
-from robot_stack.safety.filter import HeldBack, SafetyFilter
+from robot_stack.safety.filter import HeldBack, SafetyFilter, _GeometryRule
 from tests.safety.checking import assert_within_limits
 from tests.safety.fake_robot import LIMITS, TwoLinkGeometry
 
@@ -377,3 +377,20 @@ def test_a_long_stop_near_a_limit_is_looked_at_twice_and_elsewhere_once() -> Non
         filter_.toward(filter_.setpoint + filter_.step + np.array([1e-3, 0.0]))
         most = max(most, geometry.looks)
     assert most == 2
+
+
+def test_the_margin_by_hand() -> None:
+    rule = _GeometryRule(Wall(), np.array([1e-3, 1e-3]), 0.5)
+    rule.start(np.zeros(2))
+    way = np.array([0.2, 0.01])
+    # an axis strays by 1e-3 * 20^2 / 8 = 0.05 or half its way; the arc of 0.21 bows by 0.21^2 / 8
+    assert rule._margin_m(way, 20, 1) == pytest.approx(0.5 * (0.05 + 0.005 + 0.21**2 / 8.0))
+    assert rule._margin_m(way, 10, 2) == pytest.approx(0.5 * (0.0125 + 0.005 + 0.105**2 / 8.0))
+    near = np.array([[-0.05, -1.0, -1.0]])
+    assert rule._free(near, 0.35, 0.04)
+    assert not rule._free(near, 0.35, 0.06)
+    assert rule.broken is HeldBack.WORKSPACE
+    assert not rule._free(near, 0.33, 0.04)
+    assert rule.broken is HeldBack.SELF_COLLISION
+    rule.start(np.array([0.7, 0.0]))  # outside there is no margin to keep
+    assert rule._margin_m(way, 20, 1) == 0.0

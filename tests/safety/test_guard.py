@@ -11,7 +11,8 @@ from msgspec import structs
 from robot_stack.core.clock import ManualClock
 from robot_stack.core.errors import CommandRefusedError, ConfigError
 from robot_stack.core.messages import Command, CommandResult, Lifecycle, Refusal, StopLevel, Verdict
-from robot_stack.safety.guard import LEASE_TIMEOUT_S, RobotGuard
+from robot_stack.core.protocols import SetpointLimits
+from robot_stack.safety.guard import LEASE_TIMEOUT_S, Narrow, RobotGuard
 from robot_stack.safety.passivity import EnergyTankConfig
 from tests.safety.checking import assert_within_limits
 from tests.safety.fake_robot import LIMITS, EpisodicRecordingRobot, RecordingRobot, TwoLinkGeometry
@@ -29,10 +30,11 @@ class Bench:
         robot: RecordingRobot | None = None,
         tank: EnergyTankConfig | None = None,
         start_ns: int = 1_000_000_000,
+        narrow: Narrow = lambda limits: limits,
     ) -> None:
         self.robot = robot or RecordingRobot()
         self.clock = ManualClock(start_ns)
-        self.guard = RobotGuard(self.robot, self.clock, tank)
+        self.guard = RobotGuard(self.robot, self.clock, tank, narrow)
         self.guard.connect()
         self.guard.acquire_lease("session", "edge")
         self.seq = 0
@@ -709,9 +711,41 @@ def test_a_hundred_thousand_commands_and_every_setpoint_within_its_limits() -> N
     assert np.ptp(bench.robot.sent, axis=0).min() > 0.5
 
 
-def test_a_real_robot_is_never_reset_by_software() -> None:
-    with pytest.raises(CommandRefusedError, match="a person must"):
-        Bench().guard.reset(1)
+def test_an_episode_of_a_real_robot_begins_where_it_rests() -> None:
+    bench = Bench()
+    before = bench.robot.position.copy()
+    bench.guard.reset(1)
+    bench.ticks(20)
+    assert bench.guard.state().episode_seed == 1
+    np.testing.assert_array_equal(bench.robot.position, before)
+    assert bench.command((0.9, 0.9)).verdict is Verdict.ACCEPTED
+    bench.ticks(5)
+    with pytest.raises(CommandRefusedError, match="moving"):
+        bench.guard.reset(2)
+    assert bench.guard.state().episode_seed == 1
+
+
+def test_a_configuration_narrows_the_robots_limits_before_and_after_it_is_connected() -> None:
+    seen: list[SetpointLimits] = []
+
+    def narrow(limits: SetpointLimits) -> SetpointLimits:
+        seen.append(limits)
+        return structs.replace(limits, upper=(0.3, 0.3))
+
+    bench = Bench(narrow=narrow)
+    assert len(seen) == 2
+    for _ in range(40):
+        bench.command((1.0, 1.0))
+        bench.ticks(5)
+    assert np.max(bench.robot.sent) == pytest.approx(0.3)
+
+
+def test_a_configuration_that_is_wider_than_the_robot_does_not_start() -> None:
+    def widen(limits: SetpointLimits) -> SetpointLimits:
+        raise ConfigError("wider")
+
+    with pytest.raises(ConfigError, match="wider"):
+        Bench(narrow=widen)
 
 
 # ---- what is told -------------------------------------------------------------------------------------------------
@@ -758,7 +792,6 @@ def test_refused_requests_carry_their_reason() -> None:
     guard = bench.guard
     assert reason(lambda: guard.acquire_lease("second", "operator")) == "no_lease"
     assert reason(lambda: guard.require_lease("second")) == "no_lease"
-    assert reason(lambda: guard.reset(1)) == "reset"
     assert reason(lambda: guard.transition(Lifecycle.UNCONFIGURED)) == "lifecycle"
     guard.latch_fault("test")
     assert reason(lambda: guard.reset(1)) == "not_active"

@@ -16,7 +16,7 @@ from hardware.sim.rendering import mujoco
 from hardware.sim.tasks import make_task
 from robot_stack.core.clock import ManualClock
 from robot_stack.core.errors import ConfigError
-from robot_stack.safety.limiter import SetpointLimiter
+from robot_stack.safety.motion import MotionFilter
 
 READY = np.array([*READY_RAD, 0.04])
 # The hand comes back to the base: folded elbow, wrist turned inwards.
@@ -96,7 +96,7 @@ def test_normal_work_is_never_held_back(task: str) -> None:
     robot.connect()
     geometry = robot.geometry
     assert isinstance(geometry, ModelGeometry)
-    limiter, expert = SetpointLimiter(robot.limits, 0.01), make_expert(task, robot.spec)
+    limiter, expert = MotionFilter(robot.limits, 0.01), make_expert(task, robot.spec)
     rng = np.random.default_rng(0)
     lower, upper = robot.spec.action.lower_array(), robot.spec.action.upper_array()
     straight = np.array(["rad" not in name for name in robot.spec.action.names])

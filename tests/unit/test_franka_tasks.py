@@ -13,12 +13,12 @@ from robot_stack.core.clock import ManualClock
 from robot_stack.core.errors import ConfigError, RobotError
 from robot_stack.core.messages import FloatArray, TaskStatus
 from robot_stack.core.specs import ENVIRONMENT_STATE, STATE
-from robot_stack.safety.limiter import SetpointLimiter
+from robot_stack.safety.motion import MotionFilter
 
 TICKS = 10
 
 
-def control_step(robot: SimulatedFranka, limiter: SetpointLimiter, action: FloatArray) -> None:
+def control_step(robot: SimulatedFranka, limiter: MotionFilter, action: FloatArray) -> None:
     """One control step as the robot server makes it."""
     goal = robot.resolve(action)
     for tick in range(TICKS):
@@ -30,7 +30,7 @@ def run_expert(robot: SimulatedFranka, seed: int, noise: float) -> TaskStatus:
     expert = make_expert(robot.spec.task, robot.spec)
     rng = np.random.default_rng(seed)
     lower, upper = robot.spec.action.lower_array(), robot.spec.action.upper_array()
-    limiter = SetpointLimiter(robot.limits, 0.01)
+    limiter = MotionFilter(robot.limits, 0.01)
     robot.reset(seed)
     expert.reset(seed)
     limiter.start(robot.measured_setpoint())
@@ -60,7 +60,7 @@ def test_the_expert_solves_the_task_despite_noise(task: str, least: int) -> None
 def test_a_cube_is_held_by_friction_and_weighs_on_the_arm() -> None:
     robot = connected("pick_cube")
     assert run_expert(robot, seed=1, noise=0.0).success
-    limiter = SetpointLimiter(robot.limits, 0.01)
+    limiter = MotionFilter(robot.limits, 0.01)
     limiter.start(robot.measured_setpoint())
     for _ in range(5):
         control_step(robot, limiter, np.zeros(5, dtype=np.float32))
@@ -75,7 +75,7 @@ def test_a_cube_is_held_by_friction_and_weighs_on_the_arm() -> None:
 
 def test_the_peg_feels_the_rim_it_is_pressed_on() -> None:
     robot = connected(PegInsertion(PegInsertionConfig(start_range_m=0.0, socket_xy_range_m=0.0)))
-    limiter = SetpointLimiter(robot.limits, 0.01)
+    limiter = MotionFilter(robot.limits, 0.01)
     limiter.start(robot.measured_setpoint())
     np.testing.assert_array_equal(robot.read().features[EXTERNAL_WRENCH], 0.0)
     for _ in range(2):  # beside the hole, above the wall
@@ -112,7 +112,7 @@ def test_the_peg_does_not_fit_beside_the_hole_or_turned() -> None:
             start_range_m=0.0, socket_xy_range_m=0.0, socket_yaw_range_rad=0.0, start_height_m=0.01
         )
         robot = connected(PegInsertion(config))
-        limiter = SetpointLimiter(robot.limits, 0.01)
+        limiter = MotionFilter(robot.limits, 0.01)
         limiter.start(robot.measured_setpoint())
         for _ in range(4):
             control_step(robot, limiter, np.array([offset_m / 4, 0, 0, turn / 4], dtype=np.float32))

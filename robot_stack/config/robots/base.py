@@ -51,6 +51,20 @@ class AxisLimits(Struct, frozen=True, kw_only=True):
             raise ConfigError(f"robot.limits.speed = {self.speed} must be larger than 0 and at most 1")
 
 
+class ContactEnergy(Struct, frozen=True, kw_only=True):
+    """Bounds the energy that motions put into a contact (`robot_stack/safety/passivity.py`). limited: whether to.
+
+    Energies in J, refill in W, stiffness in N m/rad or N/m: what an axis' effort changes by per motion of its setpoint.
+    """
+
+    limited: bool = False
+    capacity_j: float = 5.0
+    initial_j: float = 2.0
+    floor_j: float = 0.2
+    refill_w: float = 1.0
+    stiffness: float = 500.0
+
+
 class Rates(TypedDict):
     """Keyword arguments of every driver."""
 
@@ -81,7 +95,8 @@ class RobotConfig(Checked, frozen=True, kw_only=True):
 
     name: under which its steps are recorded. tick_rate_hz: of the server's loop, 0 for the back-end's own.
     lock_step: time stands still between commands; only `backend=sim` can do that, the others run on the wall clock.
-    cameras: recorded with every observation. view_cameras: rendered on request only, for films.
+    cameras: recorded with every observation. view_cameras: rendered on request only, for films. limits: narrower ones
+    than the robot's own. contact_energy: for contact tasks.
     """
 
     backends: ClassVar[tuple[str, ...]] = (SIM,)
@@ -95,6 +110,7 @@ class RobotConfig(Checked, frozen=True, kw_only=True):
     cameras: tuple[str, ...] = ()
     view_cameras: tuple[str, ...] = ()
     limits: AxisLimits = AxisLimits()
+    contact_energy: ContactEnergy = ContactEnergy()
 
     def positive(self) -> tuple[str, ...]:
         return ("control_rate_hz",)
