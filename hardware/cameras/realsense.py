@@ -6,6 +6,9 @@ Hence every wait here is bounded, nothing here resets a device, and the camera l
 
 The device's own clock is used, not librealsense's estimate in host time ("global time"): the two clocks have to stay
 independent to be compared.
+
+Not for a process that loads rclpy too: librealsense and ROS 2 each bring a Fast DDS of their own, and their destructors
+crash in one process when it ends.
 """
 
 from __future__ import annotations

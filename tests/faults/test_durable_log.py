@@ -182,7 +182,7 @@ def test_damage_that_happens_while_the_log_is_open_is_found_by_reading(tmp_path:
 def test_another_schema_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "log", 2)
     monkeypatch.setattr("robot_stack.buffer.segment.SCHEMA_VERSION", 999)
-    with pytest.raises(StorageError, match="schema 1; this program reads 1 and 999"):
+    with pytest.raises(StorageError, match="schema 2; this program reads 1 and 999"):
         DurableLog(tmp_path / "log").open()
 
 

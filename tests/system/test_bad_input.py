@@ -12,6 +12,7 @@ from robot_stack.apps.supervisor import Supervisor, robot_stack_command
 from robot_stack.core.errors import (
     AuthenticationError,
     ConfigError,
+    MissingDependencyError,
     PolicyError,
     RobotError,
     RobotStackError,
@@ -135,3 +136,25 @@ def test_help_of_every_command_explains_itself() -> None:
         assert subcommand.summary in " ".join(overview.stdout.split())
         done = run_cli(name, "--help")
         assert done.returncode == 0 and "run=NAME" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "words"),
+    [
+        (["robot=stretch", "backend=body", "vendor=hardware"], MissingDependencyError, ["stretch-body", "pip install"]),
+        (["robot=g1", "backend=ros2", "vendor=hardware"], RobotError, ["unitree_hg", "source its setup.bash"]),
+        (["backend=fci", "vendor=hardware", "robot.fci.host=127.0.0.1"], RobotError, ["FCI is switched on"]),
+        (["backend=ros2", "vendor=hardware", "robot.ros2.connect_timeout_s=1"], RobotError, ["joint_states"]),
+        (["robot=g1", "backend=dds", "vendor=hardware", "robot.bus.connect_timeout_s=1"], RobotError, ["rt/lowstate"]),
+        (["backend=dds"], ConfigError, ["no backend 'dds'", "sim, ros2, fci"]),
+        (["backend=fci"], ConfigError, ["no vendor-side simulator", "vendor=hardware"]),
+        (["robot=g1", "task=pick_cube"], ConfigError, ["no task 'pick_cube'", "g1_bimanual_lift"]),
+        (["robot.limits.upper.fr3_joint1_rad=9"], ConfigError, ["wider than the robot's own", "fr3_joint1_rad"]),
+        (["robot.limits.speed=3"], ConfigError, ["robot.limits.speed = 3", "at most 1"]),
+    ],
+)
+def test_a_robot_that_is_not_there_or_asked_for_wrongly(
+    overrides: list[str], error: type, words: list[str], tmp_path: Path
+) -> None:
+    place = [f"runs_directory={tmp_path}", *network_overrides(free_network())]
+    check(run_cli("robot-server", *place, *overrides), error, *words)

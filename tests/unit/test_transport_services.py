@@ -6,11 +6,12 @@ import typing
 
 import pytest
 
-from robot_stack.core.messages import LearnerRequest, RobotRequest
+from robot_stack.core.messages import LearnerRequest, RobotRequest, SceneRequest
 from robot_stack.transport.keys import Role
 from robot_stack.transport.services import SERVICES, Pattern
 
-UNIONS = {"robot.request": RobotRequest, "learner.request": LearnerRequest}
+UNIONS = {"robot.request": RobotRequest, "learner.request": LearnerRequest, "scene.request": SceneRequest}
+BOTH_ENDS_ARE_THE_ROBOTS = {"scene.request", "scene.state"}
 
 
 @pytest.mark.parametrize("name", sorted(UNIONS))
@@ -20,7 +21,7 @@ def test_every_request_has_a_role_that_may_send_it_and_no_other_name_is_listed(n
 
 
 def test_a_viewer_only_watches() -> None:
-    assert SERVICES["robot.request"].requests[Role.VIEWER] == {"Hello", "Ping", "GetState"}
+    assert SERVICES["robot.request"].requests[Role.VIEWER] == {"Hello", "Ping", "GetState", "GetDiagnostics"}
     assert SERVICES["learner.request"].requests[Role.VIEWER] == {"Hello", "GetProgress"}
 
 
@@ -38,7 +39,7 @@ def test_the_table_is_consistent() -> None:
     for name, service in SERVICES.items():
         assert service.name == name
         assert service.roles
-        assert service.server_role not in service.roles
+        assert service.server_role not in service.roles or name in BOTH_ENDS_ARE_THE_ROBOTS
         assert service.link_timeout_s > 0.0
         if service.pattern is Pattern.REQUEST:
             assert service.queue > 0
