@@ -187,7 +187,7 @@ def test_without_rates_a_candidate_goes_through_at_once_and_is_clipped() -> None
     assert filter_.toward(np.array([0.3, -0.7])).tolist() == [0.3, -0.7]
     assert filter_.toward(np.array([5.0, -0.7])).tolist() == [1.0, -0.7]
     assert filter_.toward(np.array([np.nan, -np.inf])).tolist() == [1.0, -0.7]
-    assert filter_.toward(np.array([-1.0, 1.0])).tolist() == [-1.0, 1.0]
+    assert filter_.toward(np.array([-5.0, 1.0])).tolist() == [-1.0, 1.0]
     assert filter_.stop().tolist() == [-1.0, 1.0]
     assert not filter_.moving
 
