@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     names = ("franka_ros2", "g1_dds") if options.quick else tuple(ROBOTS)
-    duration_s = 1.0 if options.quick else 20.0
+    duration_s = 1.0 if options.quick else 10.0
     with tempfile.TemporaryDirectory() as directory:
         result = {name: measure(name, Path(directory), options.seed, duration_s) for name in names}
     added = {

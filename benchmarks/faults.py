@@ -1,4 +1,4 @@
-"""The fault scorecard of the robot server: `python -m benchmarks.faults [--quick] [--kills N] [--seed S]`.
+"""The fault scorecard of the robot server: `python -m benchmarks.faults [--quick] [--kills N] [--jumps N] [--seed S]`.
 
 Real processes. Rows: the robot server killed with -9 in motion (per vendor: milliseconds until the vendor's side rests,
 as its simulator knows it; whether anything armed again), the edge killed with -9 (milliseconds from the last command
@@ -265,13 +265,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one kill of the edge, no vendors, two clock jumps")
     parser.add_argument("--kills", type=int, default=20, help="of each process")
+    parser.add_argument("--jumps", type=int, default=200, help="edges with another clock")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
         result: dict[str, object] = {"refused": refused_commands(2_000 if options.quick else 100_000, options.seed)}
         result["kill_edge"] = kill_edge(root / "edge", 1 if options.quick else options.kills)
-        result["clock_jumps"] = clock_jumps(root / "clocks", 2 if options.quick else 200, options.seed)
+        result["clock_jumps"] = clock_jumps(root / "clocks", 2 if options.quick else options.jumps, options.seed)
         for vendor in () if options.quick else VENDORS:
             result[f"kill_server_{vendor}"] = kill_server(vendor, root / vendor, options.kills)
             print(vendor, json.dumps(result[f"kill_server_{vendor}"]), flush=True)
