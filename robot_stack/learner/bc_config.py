@@ -16,7 +16,7 @@ class BcConfig(Struct, frozen=True, kw_only=True):
     """
 
     net: DiffusionConfig = DiffusionConfig()
-    steps: int = 2_000
+    steps: int = 3_500
     batch_size: int = 128
     lr: float = 2e-3
     warmup_steps: int = 100

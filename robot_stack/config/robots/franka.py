@@ -44,7 +44,13 @@ class FrankaConfig(RobotConfig, frozen=True, kw_only=True, tag_field="kind", tag
     def tasks(cls) -> tuple[TaskConfig, ...]:
         state = ("observation.state", "observation.environment_state")
         return (
-            TaskConfig(name="peg_insertion", features=(*state, "observation.external_wrench"), demonstration_noise=0.1),
+            TaskConfig(
+                name="peg_insertion",
+                features=(*state, "observation.external_wrench"),
+                demonstrations=300,
+                max_attempts=600,
+                demonstration_noise=0.1,
+            ),
             TaskConfig(name="pick_cube", features=state, demonstration_noise=0.05),
         )
 
