@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 EXTRAS := sim,gymnasium,ros,franka,g1,realsense,dev
 APT_PACKAGES := cyclonedds-dev gcc libegl1 libgl1 libgles2 libosmesa6 libusb-1.0-0 linux-libc-dev python3-dev python3-venv
 
-.PHONY: demo test check bench setup system clean
+.PHONY: demo test check bench setup system clean lerobot-env
 
 demo: setup
 	$(BIN)/robot-stack demo $(ARGS)
@@ -21,7 +21,7 @@ check: setup
 	$(BIN)/lint-imports
 
 bench: setup
-	@for name in simulation storage safety g1_dds cameras control_loop closed_loop; do \
+	@for name in simulation storage buffer wire weights faults safety g1_dds cameras control_loop closed_loop; do \
 		echo "== $$name"; $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
 
 setup: system $(VENV)/.installed
@@ -40,6 +40,17 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	ln -sfn $$(dirname $$(ls -d /usr/lib/*/libddsc.so | head -1)) $(VENV)/cyclonedds/lib
 	CYCLONEDDS_HOME=$(CURDIR)/$(VENV)/cyclonedds \
 		$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	$(BIN)/python -c 'from robot_stack.safety.kernels import compile_all; compile_all()'
+	touch $@
+
+# LeRobot's replay buffer, to be measured beside ours by `python -m benchmarks.buffer`. It declares an older torch and
+# far more than its buffer needs, hence --no-deps; torch first and by plain pip, as in our own environment.
+lerobot-env: .venv-lerobot/.installed
+
+.venv-lerobot/.installed: benchmarks/lerobot-constraints.txt
+	test -x .venv-lerobot/bin/python || $(PYTHON) -m venv .venv-lerobot
+	.venv-lerobot/bin/pip install --quiet --disable-pip-version-check -c benchmarks/lerobot-constraints.txt torch==2.13.0
+	.venv-lerobot/bin/pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/lerobot-constraints.txt
 	touch $@
 
 # System packages are installed only where one is missing; without root or sudo the one missing command is printed.
@@ -53,4 +64,4 @@ system:
 	$$as apt-get update -qq && $$as env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-lerobot build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,10 +1,11 @@
 """What durability costs: the log beside raw writes of the same bytes, in the same run on the same disk.
 
-    python -m benchmarks.storage [--quick] [--seed N] [--directory PATH]
+    python -m benchmarks.storage [--quick] [--seed N] [--steps N] [--directory PATH]
 
 The directory decides which disk is measured (default: the system's temporary directory; a tmpfs makes fsync free).
 The last line is one JSON object; `*_ratio` compares the log with `os.write` + `os.fsync` and means something on a busy
-machine too, times do not.
+machine too, times do not. `reopen_store_*`: opening a store of `--steps` steps, most of them in sealed episodes of 200
+steps, the rest in the log; `reopen_store_ratio` compares its time for a step with that of a log without sealing.
 """
 
 from __future__ import annotations
@@ -19,11 +20,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
+from tqdm import tqdm
 
+from robot_stack.buffer.episode_file import write_episode_file
 from robot_stack.buffer.log import DurableLog
+from robot_stack.buffer.replay import Replay, ReplayConfig, ReplayStep, Stratum
+from robot_stack.buffer.sampling import Part, Sampler
 from robot_stack.buffer.steps import StepLog
-from robot_stack.buffer.transitions import StepVectors, TransitionBuffer, sample_mixed
+from robot_stack.buffer.store import StepStore, StoreSettings
 from robot_stack.core.codec import pack
 from robot_stack.core.messages import Source, Step, Verdict
 
@@ -31,6 +37,9 @@ STATE_BYTES = 1_000
 IMAGE_BYTES = 98_304
 GROUP = 100
 BATCH = 256
+EPISODE_STEPS = 200
+N_STEP = 3
+UNSEALED_STEPS = 20_000
 
 
 def measure_append(directory: Path, record: bytes, count: int) -> dict[str, float]:
@@ -85,7 +94,7 @@ def measure_reopen(directory: Path, count: int, rng: np.random.Generator) -> dic
     """Opening a log and a step log of `count` records of a state-only robot, scaled to 100k records."""
     with StepLog(directory / "steps") as steps:
         for start in range(0, count, 1000):
-            steps.append([_step(seq, rng) for seq in range(start, start + 1000)])
+            steps.append([pack(_step(seq, rng)) for seq in range(start, start + 1000)])
     log, steps = DurableLog(directory / "steps"), StepLog(directory / "steps")
     log_ms = _time_ms(log.open)
     log.close()
@@ -95,9 +104,52 @@ def measure_reopen(directory: Path, count: int, rng: np.random.Generator) -> dic
     return {"reopen_log_s_per_100k": log_ms * scale, "reopen_step_log_s_per_100k": steps_ms * scale}
 
 
+def measure_store(directory: Path, count: int, rng: np.random.Generator) -> dict[str, float]:
+    """Opening a store of `count` steps, with its catalog and after the catalog was deleted."""
+    unsealed = min(UNSEALED_STEPS, count // 5)
+    episodes = (count - unsealed) // EPISODE_STEPS
+    template = [_step(seq, rng) for seq in range(EPISODE_STEPS)]
+    for episode in tqdm(range(episodes), desc="sealed episodes", disable=None):
+        _write_episode(directory / "store" / "episodes", template, episode)
+    settings = StoreSettings(seal=False)
+    with StepStore(directory / "store", settings=settings) as store:
+        for start in range(0, unsealed, 1000):
+            store.append([pack(_as_step(template, seq)) for seq in range(start, start + 1000)])
+        steps = len(store)
+    opened = StepStore(directory / "store", settings=settings)
+    with_catalog = []
+    for _ in range(3):
+        with_catalog.append(_time_ms(opened.open))
+        opened.close()
+    (directory / "store" / "catalog").unlink()
+    without_catalog = _time_ms(opened.open)
+    opened.close()
+    return {
+        "reopen_store_steps": float(steps),
+        "reopen_store_unsealed_steps": float(unsealed),
+        "reopen_store_s": float(np.median(with_catalog)) * 1e-3,
+        "reopen_store_without_catalog_s": without_catalog * 1e-3,
+    }
+
+
+def _as_step(template: list[Step], seq: int) -> Step:
+    return msgspec.structs.replace(template[seq % EPISODE_STEPS], seq=seq, episode=seq // EPISODE_STEPS)
+
+
+def _write_episode(directory: Path, template: list[Step], episode: int) -> None:
+    """A sealed episode of a session of its own; the arrays are those of the template."""
+    replace, first = msgspec.structs.replace, episode * EPISODE_STEPS
+    steps = [
+        (first + seq, replace(step, session=f"sealed-{episode}", episode=episode, episode_seed=episode))
+        for seq, step in enumerate(template)
+    ]
+    write_episode_file(directory, steps, ended=True, durability="process")
+
+
 def measure_sampling(rng: np.random.Generator, capacity: int, repeats: int) -> dict[str, float]:
-    """A batch of 256 from one full buffer (D = 40, A = 7), from two mixed, and bare fancy indexing of the same rows."""
-    buffers = [_full_buffer(rng, capacity) for _ in range(2)]
+    """A batch of 256 from one full replay (D = 40, A = 7), from two mixed, and bare fancy indexing of the same rows."""
+    replays = [_full_replay(rng, capacity) for _ in range(2)]
+    samplers = [Sampler([Part(replay) for replay in replays[:count]], seed=0) for count in (1, 2)]
     widths = (40, 7, 7, 1, 1, 40, 7)
     arrays = [np.zeros((capacity, width), np.float32) for width in widths]
     one, mixed, bare = np.empty(repeats), np.empty(repeats), np.empty(repeats)
@@ -107,9 +159,12 @@ def measure_sampling(rng: np.random.Generator, capacity: int, repeats: int) -> d
         for array in arrays:
             array[rows]
 
+    def sample(sampler: Sampler) -> None:
+        sampler.transitions(sampler.draw(BATCH), n_step=N_STEP, discount=0.99)
+
     for i in range(repeats):
-        one[i] = _time_ms(lambda: buffers[0].sample(BATCH, rng))
-        mixed[i] = _time_ms(lambda: sample_mixed([(buffer, 0.5) for buffer in buffers], BATCH, rng))
+        one[i] = _time_ms(lambda: sample(samplers[0]))
+        mixed[i] = _time_ms(lambda: sample(samplers[1]))
         bare[i] = _time_ms(index)
     return {
         "sample_256_p50_ms": float(np.median(one)),
@@ -118,42 +173,41 @@ def measure_sampling(rng: np.random.Generator, capacity: int, repeats: int) -> d
     }
 
 
-def _full_buffer(rng: np.random.Generator, capacity: int) -> TransitionBuffer:
-    buffer = TransitionBuffer(capacity, observation_size=40, action_size=7, n_step=3, discount=0.99)
+def _full_replay(rng: np.random.Generator, capacity: int) -> Replay:
+    replay = Replay(ReplayConfig(capacity, observation_size=40, action_size=7, lookahead=N_STEP))
     vectors = rng.standard_normal((100, 54)).astype(np.float32)
     for i in range(capacity):
-        row = vectors[i % 100]
-        buffer.add(StepVectors(i // 100, i % 100, row[:40], row[40:47], row[47:], 0.0, i % 100 == 99, False))
-    return buffer
+        row, last = vectors[i % 100], i % 100 == 99
+        parts = (row[:40], row[40:47], row[47:])
+        replay.add(ReplayStep(i // 100, i % 100, Stratum.ONLINE, *parts, 0.0, terminated=last, truncated=False))
+    return replay
 
 
-def _step(seq: int, rng: np.random.Generator) -> bytes:
+def _step(seq: int, rng: np.random.Generator) -> Step:
     action = rng.standard_normal(7).astype(np.float32)
-    return pack(
-        Step(
-            run="benchmark",
-            robot="robot_0",
-            task="reach",
-            session=f"session-{seq // 5000}",
-            seq=seq,
-            episode=seq // 100,
-            episode_seed=seq // 100,
-            segment=0,
-            index=seq % 100,
-            stamp_ns=seq,
-            observation={"observation.state": rng.standard_normal(40).astype(np.float32)},
-            action_base=action,
-            action_asked=action,
-            action_sent=action,
-            verdict=Verdict.ACCEPTED,
-            refusal=None,
-            source=Source.POLICY,
-            weights_version=1,
-            reward=0.0,
-            success=False,
-            terminated=False,
-            truncated=False,
-        )
+    return Step(
+        run="benchmark",
+        robot="robot_0",
+        task="reach",
+        session=f"session-{seq // 5000}",
+        seq=seq,
+        episode=seq // 100,
+        episode_seed=seq // 100,
+        segment=0,
+        index=seq % 100,
+        stamp_ns=seq,
+        observation={"observation.state": rng.standard_normal(40).astype(np.float32)},
+        action_base=action,
+        action_asked=action,
+        action_sent=action,
+        verdict=Verdict.ACCEPTED,
+        refusal=None,
+        source=Source.POLICY,
+        weights_version=1,
+        reward=0.0,
+        success=False,
+        terminated=False,
+        truncated=False,
     )
 
 
@@ -167,6 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.storage", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer repetitions; under 45 s")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=None, help="in the store that is opened (1000000; quick: 100000)")
     parser.add_argument("--directory", type=Path, default=None, help="on the disk to measure")
     options = parser.parse_args(arguments)
     rng = np.random.default_rng(options.seed)
@@ -180,6 +235,9 @@ def main(arguments: list[str] | None = None) -> int:
             measured = measure_append(directory, record, 200 * size) | measure_groups(directory, record, 3 * size)
             results |= {f"{label}_{key}": value for key, value in measured.items()}
         results |= measure_reopen(directory, 10_000 * size, rng)
+        results |= measure_store(directory, options.steps or 100_000 * size, rng)
+    plain_s = results["reopen_step_log_s_per_100k"] * 1e-5 * results["reopen_store_steps"]
+    results["reopen_store_ratio"] = results["reopen_store_s"] / plain_s
     results |= measure_sampling(rng, capacity=20_000 * size, repeats=300 * size)
     for key, value in results.items():
         print(f"{key:40s} {value:12.3f}")

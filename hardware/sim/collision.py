@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware.sim.rendering import mujoco
+from robot_stack.core.compiled import compiled
 from robot_stack.core.errors import ConfigError
 from robot_stack.core.protocols import Clearance, RobotGeometry, Setpoint
 
@@ -43,6 +44,33 @@ def _round(box: mujoco.MjsGeom) -> None:
     box.quat = quat
 
 
+@compiled
+def _nearest_first(
+    centres: FloatVector,
+    first: NDArray[np.intp],
+    second: NDArray[np.intp],
+    reach_m: FloatVector,
+    cutoff_m: float,
+    bounds_m: FloatVector,
+    order: NDArray[np.intp],
+) -> int:
+    """Pairs of bounding spheres nearer than the cutoff, the nearest first: their distances and numbers; how many."""
+    count = 0
+    for pair in range(len(first)):
+        x = centres[first[pair], 0] - centres[second[pair], 0]
+        y = centres[first[pair], 1] - centres[second[pair], 1]
+        z = centres[first[pair], 2] - centres[second[pair], 2]
+        bound = np.sqrt(x * x + y * y + z * z) - reach_m[pair]
+        if bound < cutoff_m:
+            place = count
+            while place > 0 and bounds_m[place - 1] > bound:
+                bounds_m[place], order[place] = bounds_m[place - 1], order[place - 1]
+                place -= 1
+            bounds_m[place], order[place] = bound, pair
+            count += 1
+    return count
+
+
 class SelfDistance:
     """Smallest distance between the bodies of chosen pairs; no pair may be of two boxes (`round_boxes`).
 
@@ -57,25 +85,28 @@ class SelfDistance:
         self.data = mujoco.MjData(model)
         self.cutoff_m = cutoff_m
         geoms = [pair for first, second in pairs for pair in product(_geoms(model, first), _geoms(model, second))]
-        self._first, self._second = np.asarray(geoms, dtype=np.intp).reshape(-1, 2).T
+        self._first, self._second = np.asarray(geoms, dtype=np.intp).reshape(-1, 2).T.copy()
         boxes = model.geom_type == mujoco.mjtGeom.mjGEOM_BOX
         if (boxes[self._first] & boxes[self._second]).any():
             raise ConfigError("distances between two boxes are not reliable: use round_boxes on one of the bodies")
         self._reach_m = model.geom_rbound[self._first] + model.geom_rbound[self._second]
+        self._pairs = list(zip(self._first.tolist(), self._second.tolist(), strict=True))
+        self._bounds_m, self._order = np.zeros(len(self._pairs)), np.zeros(len(self._pairs), dtype=np.intp)
+        self.at(self.data.qpos.copy())  # compiles before the first tick
 
     def at(self, qpos: FloatVector) -> float:
         """Distance in m at joint positions (nq,), negative if parts overlap, `cutoff_m` if it is that or more."""
         self.place(qpos)
-        centres = self.data.geom_xpos
-        apart = centres[self._first] - centres[self._second]
-        # bounding spheres: no pair is nearer than this
-        bounds = np.sqrt(np.einsum("ij,ij->i", apart, apart)) - self._reach_m
-        nearest = self.cutoff_m
-        for index in np.flatnonzero(bounds < nearest):
-            if bounds[index] < nearest:
-                pair = int(self._first[index]), int(self._second[index])
-                nearest = min(nearest, mujoco.mj_geomDistance(self.model, self.data, *pair, nearest, None))
-        return float(nearest)
+        count = _nearest_first(
+            self.data.geom_xpos, self._first, self._second, self._reach_m, self.cutoff_m, self._bounds_m, self._order
+        )
+        nearest_m = self.cutoff_m
+        for bound_m, pair in zip(self._bounds_m[:count].tolist(), self._order[:count].tolist(), strict=True):
+            if bound_m >= nearest_m:  # no pair is nearer than its bounding spheres
+                break
+            distance_m = mujoco.mj_geomDistance(self.model, self.data, *self._pairs[pair], nearest_m, None)
+            nearest_m = min(nearest_m, distance_m)
+        return float(nearest_m)
 
     def place(self, qpos: FloatVector) -> None:
         """Put the model, `data` with it, to joint positions (nq,): frames of bodies, geoms and sites."""

@@ -36,8 +36,19 @@ def write_directory(directory: Path, files: Mapping[str, bytes]) -> None:
     _sync_directory(directory.parent)
 
 
+def remove_directory(directory: Path) -> None:
+    """Remove `directory`, atomically: after a crash at any instant it is complete or not there.
+
+    An interrupted call leaves a `.aside-*` folder beside it, which `sweep_aside` removes.
+    """
+    aside = directory.parent / f"{ASIDE_PREFIX}{directory.name}-{uuid.uuid4().hex}"
+    directory.rename(aside)
+    _sync_directory(directory.parent)
+    shutil.rmtree(aside)
+
+
 def sweep_aside(parent: Path) -> int:
-    """Remove what interrupted `write_directory` calls left in `parent`; how many there were."""
+    """Remove what interrupted calls of the functions above left in `parent`; how many there were."""
     orphans = list(parent.glob(f"{ASIDE_PREFIX}*"))
     for orphan in orphans:
         shutil.rmtree(orphan)

@@ -179,6 +179,16 @@ def _keys(arguments: argparse.Namespace) -> int:
     return run_keys(arguments)
 
 
+def _data(arguments: argparse.Namespace) -> int:
+    from robot_stack.apps.data_commands import run_data
+    from robot_stack.apps.layout import RunLayout
+    from robot_stack.config.compose import compose_config
+
+    layout = RunLayout.of(compose_config(arguments.overrides))
+    directory = layout.demonstrations if arguments.demonstrations else layout.steps
+    return run_data(directory, arguments.action, arguments.first_step)
+
+
 OPERATE_ACTIONS = ("activate", "deactivate", "clear-fault", "stop", "release", "emergency-stop")
 
 SUBCOMMANDS: dict[str, _Subcommand] = {
@@ -258,6 +268,12 @@ SUBCOMMANDS: dict[str, _Subcommand] = {
         "learner.",
         _keys,
     ),
+    "data": _Subcommand(
+        "list, check and look after the recorded steps of a run",
+        "`list` and `verify` work beside a running learner; stop it for `rebuild` (make the catalog of sealed episodes "
+        "anew), `pin` and `unpin` (keep an episode whatever retention says, named by its first step).",
+        _data,
+    ),
     "config": _Subcommand(
         "print the configuration that the given overrides lead to", "Nothing is started or written.", _config
     ),
@@ -292,6 +308,10 @@ def _parser() -> argparse.ArgumentParser:
             one.add_argument("--connect", action="store_true", help="use the robot server that is already running")
         if name == "operate":
             one.add_argument("action", choices=OPERATE_ACTIONS, help="what to do")
+        if name == "data":
+            one.add_argument("action", choices=("list", "verify", "rebuild", "pin", "unpin"), help="what to do")
+            one.add_argument("--demonstrations", action="store_true", help="of the demonstrations, not of the practice")
+            one.add_argument("--first-step", type=int, default=-1, metavar="N", help="which episode (pin, unpin)")
         if name == "camera":
             one.add_argument("--name", required=True, help="name of the camera")
         if name == "keys":

@@ -21,13 +21,15 @@ from robot_stack.apps.connections import remote_robot
 from robot_stack.apps.keys import ensure_keys
 from robot_stack.apps.layout import RunLayout
 from robot_stack.apps.seeds import demonstration_seed
-from robot_stack.buffer.steps import StepLog
+from robot_stack.buffer.images import ImageCodec
+from robot_stack.buffer.store import StepStore
 from robot_stack.config.schema import NetworkConfig, StackConfig
 from robot_stack.config.task import TaskConfig
 from robot_stack.core.errors import RobotError
-from robot_stack.core.messages import FloatArray, Observation, RobotState, Source
+from robot_stack.core.messages import FloatArray, Observation, RobotState, Source, Step
 from robot_stack.core.specs import Feature
 from robot_stack.edge.control_loop import ControlLoop, EpisodeId, EpisodeSummary
+from robot_stack.edge.outbox import pack_step
 from robot_stack.edge.recorder import Recorder, RecordingId
 
 logger = logging.getLogger(__name__)
@@ -80,13 +82,13 @@ class Collected:
 
 
 def collect(config: StackConfig, network: NetworkConfig, keep_running: Callable[[], bool]) -> Collected:
-    """Collect until the task's number of demonstrations lies in the run's demonstration log."""
+    """Collect until the task's number of demonstrations lies in the run's demonstration store."""
     layout = RunLayout.of(config)
     keys = ensure_keys(layout)
     task = config.task
-    patience_s = config.edge.patience_s
+    patience_s, codec = config.edge.patience_s, ImageCodec(config.edge.image_codec)
     with ExitStack() as opened:
-        log = opened.enter_context(StepLog(layout.demonstrations))
+        log = opened.enter_context(StepStore(layout.demonstrations))
         robot = opened.enter_context(remote_robot(network, keys))
         attempts, kept = _already(log)
         if kept >= task.demonstrations:
@@ -99,7 +101,7 @@ def collect(config: StackConfig, network: NetworkConfig, keep_running: Callable[
         noise = ActionNoise(robot.spec.action, task.demonstration_noise)
         bar = opened.enter_context(tqdm(total=task.demonstrations, initial=kept, desc="collect", unit="episode"))
         while kept < task.demonstrations and attempts < task.max_attempts and keep_running():
-            pending: list[bytes] = []
+            pending: list[Step] = []
             recorder = Recorder(RecordingId(config.run, robot.spec.name, task.name), pending.append)
             loop = ControlLoop(
                 robot, proposer, noise, [recorder], config.edge.max_state_age_s, cameras.spec, cameras.feeds
@@ -107,7 +109,7 @@ def collect(config: StackConfig, network: NetworkConfig, keep_running: Callable[
             episode = EpisodeId(attempts, demonstration_seed(config.seed, attempts))
             attempts += 1
             if _is_kept(task, loop.run_episode(episode)):
-                log.append(pending)
+                log.append([pack_step(step, codec) for step in pending])
                 kept += 1
                 bar.update()
     if kept < task.demonstrations and keep_running():
@@ -124,7 +126,7 @@ def _is_kept(task: TaskConfig, summary: EpisodeSummary) -> bool:
     return summary.return_ >= task.keep_return
 
 
-def _already(log: StepLog) -> tuple[int, int]:
+def _already(log: StepStore) -> tuple[int, int]:
     """(attempts, kept) so far, from the log: attempts continue after the last kept one."""
     episodes = {step.episode for _, step in log.iterate(0)}
     return (max(episodes) + 1, len(episodes)) if episodes else (0, 0)

@@ -1,15 +1,15 @@
 """The edge process: robot, policy, recorder, spool and uplink, wired together.
 
 It survives the other two: while the robot server is away it waits and begins a new episode afterwards; while the
-learner is away it goes on with its last weights and the spool keeps the steps.
+learner is away it goes on with its last weights and the spool keeps the steps. Where steps cannot be kept (a full
+spool, a full or dead disk) the running episode goes on to its end, and no new one begins until there is room.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -28,23 +28,28 @@ from robot_stack.apps.layout import RunLayout
 from robot_stack.apps.process import use_one_torch_thread
 from robot_stack.apps.seeds import practice_seed
 from robot_stack.apps.timing import TimingObserver
+from robot_stack.buffer.images import ImageCodec
 from robot_stack.config.schema import StackConfig
-from robot_stack.core.errors import RobotError, UnreachableError
+from robot_stack.core.errors import RobotError, StorageError, UnreachableError
 from robot_stack.core.files import write_atomically
-from robot_stack.core.messages import Array, FloatArray, LearnerProgress, Observation
+from robot_stack.core.messages import Array, FloatArray, LearnerProgress, Observation, WeightEncoding
 from robot_stack.core.specs import check_policy_fits_robot
+from robot_stack.edge.alarms import AlarmBoard, AlarmKind
 from robot_stack.edge.control_loop import ControlLoop, Corrector, EpisodeId, NoCorrection, StepObserver
+from robot_stack.edge.disk import Admission, guess_step_bytes
+from robot_stack.edge.outbox import Outbox
 from robot_stack.edge.recorder import Recorder, RecordingId
 from robot_stack.edge.remote_robot import RemoteRobot
 from robot_stack.edge.scheduler import ChunkScheduler
 from robot_stack.edge.spool import Spool
 from robot_stack.edge.uplink import Uplink
+from robot_stack.edge.watch import EdgeWatch
 from robot_stack.edge.weights import LiveResidual, WeightInbox
 
 logger = logging.getLogger(__name__)
 
 RETRY_S = 0.5
-EPISODE_BYTES = 64 << 20
+FLUSH_POLL_S = 0.2
 
 
 class ExploringResidual:
@@ -109,26 +114,46 @@ class EdgeNode:
         self._timing = TimingObserver(layout.edge / "timing.json")
         keys = ensure_keys(layout)
         self._keys = keys
-        self.uplink = Uplink(lambda: learner_client(config.network, keys, EDGE_KEY), spool, self._inbox)
+        self._board = AlarmBoard()
+        self._outbox = Outbox(spool, ImageCodec(config.edge.image_codec), config.edge.outbox_capacity_bytes)
+        self.uplink = Uplink(
+            lambda: learner_client(config.network, keys, EDGE_KEY),
+            spool,
+            self._inbox,
+            self._board,
+            EDGE_KEY,
+            WeightEncoding(config.edge.weight_encoding),
+        )
+        self._watch = EdgeWatch(
+            layout.edge / "status.json",
+            spool,
+            self._outbox,
+            self._board,
+            config.edge.low_disk_share,
+            lambda: self.uplink.heard_ns,
+        )
 
     def run(self, keep_running: Callable[[], bool], sleep: Callable[[float], None]) -> None:
         """Practise until done. An unreachable robot server is an error at first, and waited for afterwards."""
         connected_once = False
-        with self.uplink:
+        with ExitStack() as opened:
+            for part in (self._watch, self.uplink, self._outbox):  # the outbox empties first, the watch ends last
+                opened.enter_context(part)
             while keep_running():
                 try:
                     with self._devices() as (robot, cameras):
                         connected_once = True
                         robot.arm(self._config.edge.patience_s)
-                        if self._practise(robot, cameras, keep_running):
+                        if self._practise(robot, cameras, keep_running, sleep):
                             break
                 except (RobotError, UnreachableError) as error:
                     if not connected_once:
                         raise
                     logger.warning("episode abandoned: %s", error)
                     sleep(RETRY_S)
+            self._write_out(keep_running)
             self.uplink.wait_until(self.uplink.flushed, keep_running)
-        self._timing.save()
+        self._save_timing(self._timing.save)
 
     @contextmanager
     def _devices(self) -> Iterator[tuple[RemoteRobot, ObservedCameras]]:
@@ -140,28 +165,63 @@ class EdgeNode:
                 check_policy_fits_robot(self._policy.spec, cameras.spec)
                 yield robot, cameras
 
-    def _practise(self, robot: RemoteRobot, cameras: ObservedCameras, keep_running: Callable[[], bool]) -> bool:
+    def _practise(
+        self,
+        robot: RemoteRobot,
+        cameras: ObservedCameras,
+        keep_running: Callable[[], bool],
+        sleep: Callable[[float], None],
+    ) -> bool:
         """Episodes until told to stop; True once the learner has enough steps."""
         config = self._config
-        recording = RecordingId(config.run, robot.spec.name, robot.spec.task)
-        recorder = Recorder(recording, self._spool.put)
+        recorder = Recorder(RecordingId(config.run, robot.spec.name, robot.spec.task), self._outbox.put)
         scheduler = ChunkScheduler(self._policy, config.policy.execute_steps)
         observers: list[StepObserver] = [recorder, self._timing]
         loop = ControlLoop(
             robot, scheduler, self._corrector(), observers, config.edge.max_state_age_s, cameras.spec, cameras.feeds
         )
+        guess_bytes = guess_step_bytes(cameras.spec, ImageCodec(config.edge.image_codec))
+        admission = Admission(self._spool, self._outbox, robot.spec.max_episode_steps, guess_bytes)
         while keep_running():
+            if not self._write_out(keep_running):
+                break
             progress = self._wait_for_learner(keep_running)
             if progress is not None and progress.durable_steps + self._spool.unacknowledged >= progress.target_steps:
                 return True
-            if not self._spool.has_room(EPISODE_BYTES):
-                logger.error("the spool is full: no new episodes until the learner takes steps again")
-                threading.Event().wait(RETRY_S)
+            number = self._admit(admission)
+            if number is None:
+                sleep(RETRY_S)
                 continue
-            number = self._counter.take()
             loop.run_episode(EpisodeId(number, practice_seed(config.seed, number)))
-            self._timing.episode_done(robot.pacer)
+            self._save_timing(lambda: self._timing.episode_done(robot.pacer))
         return False
+
+    def _write_out(self, keep_running: Callable[[], bool]) -> bool:
+        """Wait until every recorded step is in the spool or given up; False if told to end first."""
+        while keep_running():
+            if self._outbox.flush(FLUSH_POLL_S):
+                return True
+        return False
+
+    def _admit(self, admission: Admission) -> int | None:
+        """The number of the episode that may begin, or None, with an alarm, while none may."""
+        refusal = admission.refusal()
+        if not refusal:
+            try:
+                number = self._counter.take()
+            except StorageError as error:
+                refusal = str(error)
+            else:
+                self._board.end(AlarmKind.NO_NEW_EPISODES)
+                return number
+        self._board.put(AlarmKind.NO_NEW_EPISODES, refusal)
+        return None
+
+    def _save_timing(self, save: Callable[[], None]) -> None:
+        try:
+            save()
+        except StorageError as error:  # nothing depends on it, and the full disk has its own alarms
+            logger.warning("the timing of the control loop was not saved: %s", error)
 
     def _wait_for_learner(self, keep_running: Callable[[], bool]) -> LearnerProgress | None:
         lead = self._config.edge.max_lead_steps

@@ -15,9 +15,10 @@ from robot_stack.apps.connections import LEARNER_REQUEST
 from robot_stack.apps.keys import LEARNER_KEY, ensure_keys
 from robot_stack.apps.layout import RunLayout
 from robot_stack.apps.process import use_one_torch_thread
-from robot_stack.apps.train import read_episodes
-from robot_stack.buffer.steps import StepLog
-from robot_stack.buffer.transitions import StepVectors, TransitionBuffer
+from robot_stack.apps.train import read_demonstrations
+from robot_stack.buffer.replay import Replay, ReplayConfig, ReplayStep, Stratum
+from robot_stack.buffer.sampling import Part, Sampler
+from robot_stack.buffer.store import StepStore
 from robot_stack.config.schema import StackConfig
 from robot_stack.core.messages import FloatArray, LearnerRequest, Step
 from robot_stack.core.specs import PolicySpec
@@ -36,43 +37,44 @@ def run_learner(config: StackConfig, keep_running: Callable[[], bool]) -> None:
     layout = RunLayout.of(config)
     keys = ensure_keys(layout)
     base = DiffusionPolicy.load(layout.policy)
-    with StepLog(layout.demonstrations) as log:
-        episodes = read_episodes(log)
+    episodes = read_demonstrations(layout)
     layout.learner.mkdir(parents=True, exist_ok=True)
     checkpoints = CheckpointStore(layout.checkpoints)
     checkpoints.open()
     requests: RequestServer[LearnerRequest] = RequestServer(
         LEARNER_REQUEST, config.network.learner_address, keys, LEARNER_KEY, LearnerRequest
     )
-    with StepLog(layout.steps, durability=config.learner.durability) as log, requests:
+    with StepStore(layout.steps, config.learner.durability, config.learner.store) as store, requests:
         loop = LearnerLoop(
             requests,
-            log,
-            build_trainer(config, base, episodes, log),
+            store,
+            build_trainer(config, base, episodes, store),
             checkpoints,
             layout.learner,
             target_steps=config.learner.target_steps,
             checkpoint_every_s=config.learner.checkpoint_every_s,
         )
         loop.resume()
-        logger.info("learner serves at %s with %d durable steps", requests.address, len(log))
+        logger.info("learner serves at %s with %d durable steps", requests.address, len(store))
         loop.run(keep_running)
 
 
-def build_trainer(config: StackConfig, base: DiffusionPolicy, episodes: list[list[Step]], log: StepLog) -> Trainer:
+def build_trainer(config: StackConfig, base: DiffusionPolicy, episodes: list[list[Step]], store: StepStore) -> Trainer:
     """The trainer with its demonstrations loaded and relabelled with the base policy's actions."""
     settings, spec = config.algorithm, residual_spec(config, RunLayout.of(config).robot_spec())
-    sizes = (vector_length(spec.observation), spec.action.shape[0])
-    demonstrations = TransitionBuffer(
-        max(1, sum(len(episode) for episode in episodes)), *sizes, settings.n_step, settings.discount
-    )
+
+    def replay(capacity: int) -> Replay:
+        sizes = (vector_length(spec.observation), spec.action.shape[0])
+        return Replay(ReplayConfig(capacity, *sizes, lookahead=settings.n_step))
+
+    demonstrations = replay(max(1, sum(len(episode) for episode in episodes)))
     seen = [flatten(step.observation, spec.observation) for episode in episodes for step in episode]
     for episode in episodes:
-        for vectors in relabelled(episode, base, config.policy.execute_steps, spec):
-            demonstrations.add(vectors)
-    algorithm = ResidualTd3(
-        settings.update, settings.residual, spec.action, fit_standardizer(np.stack(seen)), config.seed
-    )
+        for step in relabelled(episode, base, config.policy.execute_steps, spec):
+            demonstrations.add(step)
+    online = replay(settings.replay_capacity)
+    share = settings.demonstration_share
+    parts = [Part(demonstrations, None, share), Part(online, None, 1.0 - share)]
     return Trainer(
         TrainerSettings(
             target_steps=config.learner.target_steps,
@@ -81,18 +83,18 @@ def build_trainer(config: StackConfig, base: DiffusionPolicy, episodes: list[lis
             updates_per_step=settings.updates_per_step,
             publish_every_steps=config.learner.publish_every_steps,
             batch_size=settings.batch_size,
-            demonstration_share=settings.demonstration_share,
-            seed=config.seed,
+            n_step=settings.n_step,
+            discount=settings.discount,
         ),
-        algorithm,
-        log,
-        TransitionBuffer(settings.replay_capacity, *sizes, settings.n_step, settings.discount),
-        demonstrations,
+        ResidualTd3(settings.update, settings.residual, spec.action, fit_standardizer(np.stack(seen)), config.seed),
+        store,
+        online,
+        Sampler(parts, config.seed),
         spec.observation,
     )
 
 
-def relabelled(episode: list[Step], base: DiffusionPolicy, execute_steps: int, spec: PolicySpec) -> list[StepVectors]:
+def relabelled(episode: list[Step], base: DiffusionPolicy, execute_steps: int, spec: PolicySpec) -> list[ReplayStep]:
     """One demonstration as the algorithm sees it: what was executed, beside what the base policy would have done.
 
     The base policy runs open loop in chunks over the demonstrated observations, as it does on the robot. `spec` is
@@ -106,9 +108,10 @@ def relabelled(episode: list[Step], base: DiffusionPolicy, execute_steps: int, s
     seen = [flatten(frame, spec.observation) for frame in frames]
     has_final = len(frames) > len(episode)
     return [
-        StepVectors(
+        ReplayStep(
             stream=(step.session, step.episode),
             index=step.index,
+            stratum=Stratum.DEMONSTRATION,
             observation=seen[i],
             action_base=actions[i],
             action=step.action_sent,

@@ -15,7 +15,7 @@ from robot_stack.apps.evaluate import BASE, IMPROVED
 from robot_stack.apps.layout import RunLayout
 from robot_stack.apps.showing import WallClockRecord
 from robot_stack.apps.timing import LoopRecord, read_timing
-from robot_stack.buffer.steps import StepLog
+from robot_stack.buffer.store import StepStore, StoreSettings
 from robot_stack.config.schema import StackConfig
 from robot_stack.core.files import write_atomically
 from robot_stack.core.messages import Refusal, Step, Verdict
@@ -82,17 +82,22 @@ def write_run_report(config: StackConfig, findings: Findings) -> Result:
 
 
 def _recorded(layout: RunLayout) -> list[Step]:
+    """The steps without what was observed: pictures of a whole run do not fit into the memory."""
     if not layout.steps.exists():
         return []
-    with StepLog(layout.steps) as log:
-        return [step for _, step in log.iterate(0)]
+    with StepStore(layout.steps, settings=StoreSettings(seal=False)) as store:
+        return [
+            msgspec.structs.replace(step, observation={}, final_observation=None)
+            for _, step in store.iterate(store.first_index)
+        ]
 
 
 def check_integrity(layout: RunLayout, steps: Sequence[Step], restarts: int) -> Integrity:
     """Count what was promised against what is there.
 
     The edge's spool knows how many steps were acknowledged over all its lives. Lost: acknowledged but not in the
-    learner's log, or missing between two steps of one session. Duplicates: an identity that stands there twice.
+    learner's store, or missing between two steps of one session and not set aside by the spool. Duplicates: an
+    identity that stands there twice.
     """
     seen = Counter((step.session, step.seq) for step in steps)
     duplicates = sum(count - 1 for count in seen.values())
@@ -100,13 +105,13 @@ def check_integrity(layout: RunLayout, steps: Sequence[Step], restarts: int) -> 
     for session, seq in seen:
         newest[session] = max(newest.get(session, -1), seq)
     gaps = sum(last + 1 for last in newest.values()) - len(seen)
-    acknowledged = 0
+    acknowledged = set_aside = 0
     if (layout.edge / "spool").exists():
         with Spool(layout.edge / "spool", capacity_bytes=1 << 62) as spool:
-            acknowledged = spool.acknowledged
+            acknowledged, set_aside = spool.acknowledged, spool.refused
     return Integrity(
         acknowledged_steps=acknowledged,
-        lost_steps=max(0, acknowledged - len(seen)) + gaps,
+        lost_steps=max(0, acknowledged - len(seen)) + max(0, gaps - set_aside),
         duplicate_steps=duplicates,
         process_restarts=restarts,
     )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+import time
 
 from robot_stack.apps.connections import learner_client, robot_client
 from robot_stack.apps.keys import VIEWER_KEY, ensure_keys
 from robot_stack.apps.layout import RunLayout
 from robot_stack.config.schema import StackConfig
+from robot_stack.core.clock import NS_PER_S
 from robot_stack.core.errors import RobotStackError
 from robot_stack.core.messages import GetProgress, GetState, LearnerProgress, RobotState
+from robot_stack.edge.watch import read_status
 
 TIMEOUT_S = 1.0
 
@@ -17,7 +20,7 @@ TIMEOUT_S = 1.0
 def print_status(config: StackConfig) -> int:
     """Print one paragraph for each server; the exit code of the first one that does not answer, else 0."""
     code = 0
-    for describe in (_robot, _learner):
+    for describe in (_robot, _edge, _learner):
         try:
             sys.stdout.write(describe(config) + "\n")
         except RobotStackError as error:
@@ -35,6 +38,22 @@ def _robot(config: StackConfig) -> str:
     words = f"robot {config.robot.name}: {state.lifecycle.value}, {'moving' if state.moving else 'at rest'}"
     words += f", last command {state.last_command_seq}, state {state.seq}"
     return words + (f"\n  FAULT (a person has to clear it): {state.fault}" if state.fault else "")
+
+
+def _edge(config: StackConfig) -> str:
+    status = read_status(RunLayout.of(config).edge / "status.json")
+    if status is None:
+        return "edge: nothing recorded here"
+    now_ns = time.monotonic_ns()
+    words = (
+        f"edge: {(now_ns - status.stamp_ns) / NS_PER_S:.0f} s ago {status.steps_kept} steps kept, "
+        f"{status.steps_waiting} wait for the learner, {status.steps_dropped} could not be kept, "
+        f"{status.steps_refused} were set aside"
+    )
+    return words + "".join(
+        f"\n  {alarm.kind.value}, for {(now_ns - alarm.since_ns) / NS_PER_S:.0f} s: {alarm.message}"
+        for alarm in status.alarms
+    )
 
 
 def _learner(config: StackConfig) -> str:

@@ -14,7 +14,7 @@ from policies.diffusion.policy import DiffusionPolicy
 from robot_stack.apps.build import base_spec
 from robot_stack.apps.layout import RunLayout
 from robot_stack.apps.process import use_one_torch_thread
-from robot_stack.buffer.steps import StepLog
+from robot_stack.buffer.store import StepStore, StoreSettings
 from robot_stack.config.schema import StackConfig
 from robot_stack.core.errors import PolicyError
 from robot_stack.core.messages import Step
@@ -25,11 +25,12 @@ from robot_stack.learner.behavior_cloning import train as train_behavior_cloning
 logger = logging.getLogger(__name__)
 
 
-def read_episodes(log: StepLog) -> list[list[Step]]:
-    """The demonstration log as whole episodes, in order."""
+def read_demonstrations(layout: RunLayout) -> list[list[Step]]:
+    """The run's demonstrations as whole episodes, in order."""
     episodes: dict[tuple[str, int], list[Step]] = {}
-    for _, step in log.iterate(0):
-        episodes.setdefault((step.session, step.episode), []).append(step)
+    with StepStore(layout.demonstrations, settings=StoreSettings(seal=False)) as store:
+        for _, step in store.iterate(store.first_index):
+            episodes.setdefault((step.session, step.episode), []).append(step)
     return list(episodes.values())
 
 
@@ -54,8 +55,7 @@ def train(config: StackConfig, keep_running: Callable[[], bool]) -> DiffusionPol
     use_one_torch_thread()
     settings = structs.replace(config.policy.training, seed=config.seed)
     spec = base_spec(config, layout.robot_spec())
-    with StepLog(layout.demonstrations) as log:
-        episodes = read_episodes(log)
+    episodes = read_demonstrations(layout)
     if not episodes:
         raise PolicyError(f"there are no demonstrations in {layout.demonstrations}; collect some: robot-stack collect")
     data = demonstration_arrays(episodes, spec)

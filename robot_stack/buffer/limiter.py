@@ -17,8 +17,14 @@ class UpdateBudget:
         earned = floor(updates_per_step * max(0, steps - start_after_steps))
         owed   = max(0, earned - done)
 
-    The first `start_after_steps` steps only fill the buffer and earn nothing. Collection never waits for training;
-    training waits when nothing is owed. `owed` depends on its arguments alone, so a resumed run goes on where it was.
+    The first `start_after_steps` steps only fill the buffer and earn nothing. From there on training draws, for every
+    step that is collected,
+
+        samples per insert = updates_per_step * batch_size
+
+    samples (reverb's name for this rate): with 4 updates per step and batches of 256, 1024. Of a mix, a part with
+    share s gives s * 1024 of them. Collection never waits for training; training waits when nothing is owed. `owed`
+    depends on its arguments alone, so a resumed run goes on where it was.
     """
 
     updates_per_step: float

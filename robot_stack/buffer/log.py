@@ -9,12 +9,12 @@ segment; when it is full it is sealed and a new one begins, so old data can be d
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
+import io
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -26,9 +26,9 @@ from robot_stack.buffer.segment import (
     RECORD_HEADER_BYTES,
     Record,
     Segment,
+    Visitor,
     file_header,
     list_segments,
-    read_file_header,
     read_record,
     record_header,
     scan_segment,
@@ -39,8 +39,14 @@ from robot_stack.core.errors import CorruptDataError, StorageError
 Durability = Literal["process", "power"]
 
 
+class DroppedError(StorageError):
+    """The record was there once; its segment has been dropped."""
+
+
 class DurableLog:
-    """The log's only writer. One thread appends; `read` and `iterate` may run in other threads meanwhile.
+    """The log's only writer. One thread appends; `read`, `read_each` and `iterate` may run in other threads meanwhile,
+    and so may one call of `drop_before` at a time. A reader whose record is dropped before it came to it gets
+    DroppedError.
 
     Args:
         directory: made if missing. A second writer of the same directory gets StorageError.
@@ -69,14 +75,18 @@ class DurableLog:
 
     # ---- life -----------------------------------------------------------------------------------------------
 
-    def open(self) -> None:
-        """Verify every record, cut an unfinished tail, and get ready to append."""
+    def open(self, visit: Visitor | None = None, *, first_index: int = 0) -> None:
+        """Verify every record, cut an unfinished tail, and get ready to append.
+
+        `visit` is shown every record on the way, which saves reading them again. `first_index`: where a log begins
+        that does not exist yet.
+        """
         if self._lock_fd >= 0:
             raise StorageError(f"the log in {self.directory} is already open")
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock_fd = _lock(self.directory)
-            self._load()
+            self._lock_fd = lock_directory(self.directory)
+            self._load(visit, first_index)
         except OSError as error:
             self.close()
             raise StorageError(f"the log in {self.directory} cannot be opened: {error}") from error
@@ -148,7 +158,7 @@ class DurableLog:
         try:
             os.fsync(self._fd)
             if self._directory_changed:
-                _sync_directory(self.directory)
+                sync_directory(self.directory)
         except OSError as error:
             self._refusal = f"stopped after the disk failed to store it ({error})"
             self._cut_tail(self._synced, self._offset_of(self._synced))
@@ -163,10 +173,34 @@ class DurableLog:
         """Delete the sealed segments all of whose records are before `index`, oldest first."""
         self._check_writable()
         while len(self._segments) > 1 and self._segments[0].next_index <= index:
-            self._segments[0].path.unlink(missing_ok=True)
-            del self._segments[0]
-            if self._durability == "power":  # in order on the disk too: a gap would be corruption
-                _sync_directory(self.directory)
+            dropped = self._segments.pop(0)  # first: a reader that finds no file must find that it was dropped
+            try:
+                dropped.path.unlink(missing_ok=True)
+                if self._durability == "power":  # in order on the disk too: a gap would be corruption
+                    sync_directory(self.directory)
+            except OSError as error:
+                self._segments.insert(0, dropped)
+                raise StorageError(f"{dropped.path} could not be dropped: {error}. Check that disk.") from error
+
+    def roll(self) -> None:
+        """Seal the segment being written, unless it is empty, so that `drop_before` can take it too."""
+        self._check_writable()
+        if self._tail.offsets:
+            self._roll()
+            self.sync()
+
+    def restart_at(self, index: int) -> None:
+        """Drop every record and go on with `index`, which is no smaller than `next_index`. Not beside readers."""
+        self._check_writable()
+        if index < self.next_index:
+            raise StorageError(f"the log in {self.directory} is at {self.next_index}; it cannot go back to {index}")
+        for segment in self._segments:
+            segment.path.unlink()
+            sync_directory(self.directory)
+        self._segments = []
+        self._start_segment(index)
+        self._synced = index
+        self.sync()
 
     # ---- reading --------------------------------------------------------------------------------------------
 
@@ -184,17 +218,30 @@ class DurableLog:
 
     def read(self, index: int) -> bytes:
         """The payload of one record; one seek, one checksum."""
-        if index == self.next_index:
-            raise StorageError(f"the log in {self.directory} has no record {index} yet")
-        return next(self.iterate(index))[1]
+        return next(self.read_each((index,)))
+
+    def read_each(self, indices: Iterable[int]) -> Iterator[bytes]:
+        """The payload of each of these records, in the order given; quick where they rise."""
+        segment: Segment | None = None
+        fd = -1
+        try:
+            for index in indices:
+                if segment is None or not segment.first_index <= index < segment.next_index:
+                    segment = self._segment_of(index)
+                    if fd >= 0:
+                        os.close(fd)
+                        fd = -1
+                    fd = _open_segment(segment)
+                start, size = segment.extent(index)
+                yield _expect(read_record(io.BytesIO(os.pread(fd, size, start))), index, segment)
+        finally:
+            if fd >= 0:
+                os.close(fd)
 
     def iterate(self, start: int) -> Iterator[tuple[int, bytes]]:
         """(index, payload) from `start` up to what was appended when this was called."""
-        if not self.first_index <= start <= self.next_index:
-            raise StorageError(
-                f"the log in {self.directory} holds records {self.first_index} to {self.next_index - 1}; "
-                f"it cannot be read from {start}"
-            )
+        if start != self.next_index:
+            self._segment_of(start)
         return _iterate(list(self._segments), start, self.next_index)
 
     # ---- inside ---------------------------------------------------------------------------------------------
@@ -202,6 +249,16 @@ class DurableLog:
     @property
     def _tail(self) -> Segment:
         return self._segments[-1]
+
+    def _segment_of(self, index: int) -> Segment:
+        segments = list(self._segments)
+        first, stop = (segments[0].first_index, segments[-1].next_index) if segments else (0, 0)
+        if first <= index < stop:
+            return segments[bisect_right([segment.first_index for segment in segments], index) - 1]
+        if index == stop:
+            raise StorageError(f"the log in {self.directory} has no record {index} yet")
+        kind = DroppedError if 0 <= index < first else StorageError
+        raise kind(f"the log in {self.directory} holds records {first} to {stop - 1}; it has no record {index}")
 
     def _offset_of(self, index: int) -> int:
         position = index - self._tail.first_index
@@ -211,7 +268,7 @@ class DurableLog:
         if self._refusal:
             raise StorageError(f"the log in {self.directory} {self._refusal}")
 
-    def _load(self) -> None:
+    def _load(self, visit: Visitor | None, new_first_index: int) -> None:
         found = list_segments(self.directory)
         for position, (first_index, path) in enumerate(found):
             if self._segments and first_index != self.next_index:
@@ -219,12 +276,12 @@ class DurableLog:
                     f"{path} begins at record {first_index}, but the segment before it ends at {self.next_index}: "
                     "a file is missing or was cut. Restore it from a copy, or move the whole directory aside."
                 )
-            self._segments.append(scan_segment(path, first_index, is_last=position == len(found) - 1))
+            self._segments.append(scan_segment(path, first_index, is_last=position == len(found) - 1, visit=visit))
         if self._segments:
             self._fd = os.open(self._tail.path, os.O_RDWR)
             self._repair_tail()
         else:
-            self._start_segment(0)
+            self._start_segment(new_first_index)
         if self._durability == "power":
             self._sync_everything()
 
@@ -244,8 +301,8 @@ class DurableLog:
                 os.fsync(fd)
             finally:
                 os.close(fd)
-        _sync_directory(self.directory)
-        _sync_directory(self.directory.parent)
+        sync_directory(self.directory)
+        sync_directory(self.directory.parent)
         self._directory_changed = False
         self._synced = self.next_index
 
@@ -289,67 +346,6 @@ class DurableLog:
         )
 
 
-class LogReader:
-    """Follows a log from another process while its writer goes on. Takes no lock, changes nothing.
-
-    It returns records as soon as they are whole, synced or not. Records dropped before it came to them are skipped
-    and counted in `skipped`.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.next_index = 0
-        self.skipped = 0
-        self._path: Path | None = None
-        self._offset = 0
-
-    def poll(self, max_records: int = 4096) -> list[tuple[int, bytes]]:
-        """(index, payload) of the next records, at most `max_records`; empty when there is nothing new."""
-        records: list[tuple[int, bytes]] = []
-        # Listed before reading: a file that has a successor here was complete before we read it.
-        segments = list_segments(self.directory)
-        for position, (first_index, path) in enumerate(segments):
-            if path != self._path and first_index < self.next_index:
-                continue
-            if path != self._path and not self._begin(first_index, path):
-                return records
-            with contextlib.suppress(FileNotFoundError):  # dropped since: the next segment tells how much
-                self._read_on(path, records, max_records)
-            if len(records) >= max_records:
-                return records
-            if position + 1 < len(segments) and segments[position + 1][0] != self.next_index and path.exists():
-                raise CorruptDataError(
-                    f"{path} at byte offset {self._offset}: record {self.next_index} does not verify although the "
-                    "segment is sealed. Open the log with its writer to see what is wrong, or restore the file."
-                )
-        return records
-
-    def _begin(self, first_index: int, path: Path) -> bool:
-        """Enter a segment at its first record; False while its header is still being written or it was dropped."""
-        try:
-            with path.open("rb") as file:
-                if not read_file_header(file, path, first_index):
-                    return False
-        except FileNotFoundError:
-            return False
-        self.skipped += first_index - self.next_index
-        self._path, self._offset, self.next_index = path, FILE_HEADER_BYTES, first_index
-        return True
-
-    def _read_on(self, path: Path, records: list[tuple[int, bytes]], max_records: int) -> None:
-        with path.open("rb", buffering=READ_AHEAD_BYTES) as file:
-            file.seek(self._offset)
-            while len(records) < max_records and (record := read_record(file)) is not None:
-                if record.index != self.next_index:
-                    raise CorruptDataError(
-                        f"{path} at byte offset {self._offset}: record {record.index} where {self.next_index} belongs. "
-                        "The log was cut behind this reader; start the reading process again."
-                    )
-                records.append((record.index, record.payload))
-                self._offset += record.size
-                self.next_index += 1
-
-
 def _iterate(segments: list[Segment], start: int, stop: int) -> Iterator[tuple[int, bytes]]:
     index = start
     position = bisect_right(segments, start, key=lambda segment: segment.first_index) - 1
@@ -357,11 +353,20 @@ def _iterate(segments: list[Segment], start: int, stop: int) -> Iterator[tuple[i
         last = min(stop, segment.next_index)
         if index >= last:
             continue
-        with segment.path.open("rb", buffering=READ_AHEAD_BYTES) as file:
+        with os.fdopen(_open_segment(segment), "rb", buffering=READ_AHEAD_BYTES) as file:
             file.seek(segment.offsets[index - segment.first_index])
             while index < last:
                 yield index, _expect(read_record(file), index, segment)
                 index += 1
+
+
+def _open_segment(segment: Segment) -> int:
+    try:
+        return os.open(segment.path, os.O_RDONLY)
+    except FileNotFoundError as error:
+        raise DroppedError(f"{segment.path} has been dropped") from error
+    except OSError as error:
+        raise StorageError(f"{segment.path} cannot be read: {error}") from error
 
 
 def _expect(record: Record | None, index: int, segment: Segment) -> bytes:
@@ -384,7 +389,8 @@ def _write_all(fd: int, data: bytes, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def _lock(directory: Path) -> int:
+def lock_directory(directory: Path) -> int:
+    """A descriptor that holds the directory for this process until it is closed; StorageError if another has it."""
     fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -396,7 +402,7 @@ def _lock(directory: Path) -> int:
     return fd
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
     fd = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(fd)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import struct
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -21,7 +22,7 @@ from typing import BinaryIO
 import google_crc32c
 
 from robot_stack.core.errors import CorruptDataError, StorageError
-from robot_stack.core.messages import SCHEMA_VERSION
+from robot_stack.core.messages import STEP_SCHEMA_VERSION
 
 FORMAT_VERSION = 1
 MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
@@ -34,6 +35,8 @@ _RECORD_FIELDS = struct.Struct("<4sQQI")
 _CRC = struct.Struct("<I")
 FILE_HEADER_BYTES = _FILE_FIELDS.size + _CRC.size
 RECORD_HEADER_BYTES = _RECORD_FIELDS.size + _CRC.size
+
+Visitor = Callable[[int, bytes], None]  # is shown (index, payload) of each record that verified
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +63,20 @@ class Segment:
     def next_index(self) -> int:
         return self.first_index + len(self.offsets)
 
+    def extent(self, index: int) -> tuple[int, int]:
+        """Byte offset and size of record `index` with its header."""
+        position = index - self.first_index
+        start = self.offsets[position]
+        stop = self.offsets[position + 1] if position + 1 < len(self.offsets) else self.end
+        return start, stop - start
+
 
 def crc32c(fields: bytes, payload: bytes = b"") -> bytes:
     return _CRC.pack(google_crc32c.extend(google_crc32c.value(fields), payload))
 
 
 def file_header(first_index: int) -> bytes:
-    fields = _FILE_FIELDS.pack(_FILE_MAGIC, FORMAT_VERSION, SCHEMA_VERSION, first_index)
+    fields = _FILE_FIELDS.pack(_FILE_MAGIC, FORMAT_VERSION, STEP_SCHEMA_VERSION, first_index)
     return fields + crc32c(fields)
 
 
@@ -111,16 +121,17 @@ def read_file_header(file: BinaryIO, path: Path, first_index: int) -> bool:
             f"{path} says it begins at record {first}, its name says {first_index}: it was renamed or is not ours. "
             "Give it its name back, or move the directory aside and start with an empty one."
         )
-    if (version, schema) != (FORMAT_VERSION, SCHEMA_VERSION):
+    if (version, schema) != (FORMAT_VERSION, STEP_SCHEMA_VERSION):
         raise StorageError(
             f"{path} has log format {version} and record schema {schema}; this program reads {FORMAT_VERSION} and "
-            f"{SCHEMA_VERSION}. Use the release that wrote it, or start with an empty directory."
+            f"{STEP_SCHEMA_VERSION}. Use the release that wrote it, or start with an empty directory."
         )
     return True
 
 
-def scan_segment(path: Path, first_index: int, *, is_last: bool) -> Segment:
-    """Verify every record of a file. `end` is the offset behind the last good one; 0 if even the header is torn.
+def scan_segment(path: Path, first_index: int, *, is_last: bool, visit: Visitor | None = None) -> Segment:
+    """Verify every record of a file and show it to `visit`. `end` is the offset behind the last good one; 0 if even
+    the header is torn.
 
     What lies behind `end` in the last file is an unfinished write that the caller cuts off. Anything else that does
     not verify is CorruptDataError.
@@ -134,6 +145,8 @@ def scan_segment(path: Path, first_index: int, *, is_last: bool) -> Segment:
                     raise _corrupt(path, segment, f"holds record {record.index} where {segment.next_index} belongs")
                 segment.offsets.append(segment.end)
                 segment.end += record.size
+                if visit is not None:
+                    visit(record.index, record.payload)
         else:
             segment.end = 0
         if segment.end == size:

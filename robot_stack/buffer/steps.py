@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -57,6 +57,63 @@ class SequenceSet:
             self._starts.insert(position, value)
             self._stops.insert(position, value + 1)
 
+    def add_range(self, start: int, stop: int) -> None:
+        """Add start .. stop - 1."""
+        first, last = bisect_left(self._stops, start), bisect_right(self._starts, stop)
+        merged = range(first, last)
+        if merged:
+            start, stop = min(start, self._starts[first]), max(stop, self._stops[last - 1])
+        self._count += stop - start - sum(self._stops[i] - self._starts[i] for i in merged)
+        self._starts[first:last] = [start]
+        self._stops[first:last] = [stop]
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """(start, stop) of each range, in order."""
+        return list(zip(self._starts, self._stops, strict=True))
+
+
+class KnownSteps:
+    """Which steps are stored, by (run, robot, session) and seq."""
+
+    def __init__(self) -> None:
+        self.sessions: dict[SessionKey, SequenceSet] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __contains__(self, step: tuple[SessionKey, int]) -> bool:
+        key, seq = step
+        return seq in self.sessions.get(key, ())
+
+    def add(self, key: SessionKey, seq: int) -> None:
+        self.add_range(key, seq, seq + 1)
+
+    def add_range(self, key: SessionKey, start: int, stop: int) -> None:
+        known = self.sessions.setdefault(key, SequenceSet())
+        before = len(known)
+        if stop == start + 1:
+            known.add(start)
+        else:
+            known.add_range(start, stop)
+        self._count += len(known) - before
+
+    def counts(self) -> dict[SessionKey, int]:
+        """Number of steps stored of each session."""
+        return {key: len(seqs) for key, seqs in self.sessions.items()}
+
+    def select_new(self, records: Sequence[bytes]) -> list[tuple[bytes, Step]]:
+        """Those packed steps that are not stored yet, each once; MessageError if any of all is malformed."""
+        fresh: list[tuple[bytes, Step]] = []
+        identities: set[tuple[SessionKey, int]] = set()
+        for position, record in enumerate(records):
+            step = decode_step(record, f"record {position} of {len(records)}")
+            identity = (SessionKey(step.run, step.robot, step.session), step.seq)
+            if identity not in identities and identity not in self:
+                identities.add(identity)
+                fresh.append((record, step))
+        return fresh
+
 
 class StepLog:
     """A durable log of packed `Step` records without repetitions.
@@ -67,18 +124,11 @@ class StepLog:
 
     def __init__(self, directory: Path, durability: Durability = "power") -> None:
         self._log = DurableLog(directory, durability=durability)
-        self._known: dict[SessionKey, SequenceSet] = {}
+        self._known = KnownSteps()
 
     def open(self) -> None:
-        self._log.open()
-        self._known = {}
-        try:
-            for _, payload in self._log.iterate(self._log.first_index):
-                identity: _Identity = unpack(payload, _Identity)
-                self._remember(identity.key, identity.seq)
-        except BaseException:
-            self._log.close()
-            raise
+        self._known = KnownSteps()
+        self._log.open(self._remember)
 
     def close(self) -> None:
         self._log.close()
@@ -97,20 +147,12 @@ class StepLog:
 
         MessageError if one of them is malformed, StorageError if the disk refuses: then none of the batch is stored.
         """
-        fresh: list[bytes] = []
-        identities: set[tuple[SessionKey, int]] = set()
-        for position, record in enumerate(records):
-            step = decode_step(record, f"record {position} of {len(records)}")
-            key = SessionKey(step.run, step.robot, step.session)
-            if (key, step.seq) in identities or step.seq in self._known.get(key, ()):
-                continue
-            identities.add((key, step.seq))
-            fresh.append(record)
+        fresh = self._known.select_new(records)
         if fresh:
-            self._log.append_many(fresh)
+            self._log.append_many([record for record, _ in fresh])
             self._log.sync()
-        for key, seq in identities:
-            self._remember(key, seq)
+        for _, step in fresh:
+            self._known.add(SessionKey(step.run, step.robot, step.session), step.seq)
         return len(fresh), len(records) - len(fresh)
 
     def __len__(self) -> int:
@@ -133,10 +175,11 @@ class StepLog:
 
     def sessions(self) -> dict[SessionKey, int]:
         """Number of steps stored of each session."""
-        return {key: len(seqs) for key, seqs in self._known.items()}
+        return self._known.counts()
 
-    def _remember(self, key: SessionKey, seq: int) -> None:
-        self._known.setdefault(key, SequenceSet()).add(seq)
+    def _remember(self, _: int, payload: bytes) -> None:
+        identity: StepIdentity = unpack(payload, StepIdentity)
+        self._known.add(identity.key, identity.seq)
 
 
 def decode_step(record: bytes, name: str) -> Step:
@@ -158,13 +201,16 @@ def decode_step(record: bytes, name: str) -> Step:
     return step
 
 
-class _Identity(Struct, frozen=True):
-    """The part of a step that names it; decoding this alone leaves the arrays untouched."""
+class StepIdentity(Struct, frozen=True):
+    """The part of a step that says where it belongs; decoding this alone leaves the arrays untouched."""
 
     run: str
     robot: str
     session: str
     seq: int
+    episode: int
+    terminated: bool
+    truncated: bool
 
     @property
     def key(self) -> SessionKey:
@@ -182,6 +228,9 @@ def _problem(step: Step) -> str:
         return f"its reward is {step.reward}, allowed is a finite number"
     if not step.observation:
         return "it has no observation"
+    has_final = step.final_observation is not None or step.final_action_base is not None
+    if has_final and not (step.terminated or step.truncated):
+        return "it has a final observation or final base action, and it did not end its episode"
     size = step.action_base.size
     actions: dict[str, FloatArray | None] = {
         "action_base": step.action_base,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, Union
 from msgspec import field
 
 from policies.residual.config import ExplorationConfig, ResidualConfig
+from robot_stack.buffer.store import StoreSettings
 from robot_stack.config.checked import Checked
 from robot_stack.config.robots import ROBOT_PRESETS, RobotConfig
 from robot_stack.config.task import TaskConfig
@@ -57,12 +58,14 @@ class ResidualTd3Settings(Checked, frozen=True, kw_only=True):
 class LearnerConfig(Checked, frozen=True, kw_only=True):
     """target_steps: environment steps to train through. publish_every_steps: new weights at the end of the first
     episode after so many steps. checkpoint_every_s: seconds between checkpoints. durability: `power` syncs every
-    batch of steps to the disk before it is acknowledged, `process` leaves that to the kernel."""
+    batch of steps to the disk before it is acknowledged, `process` leaves that to the kernel. store: sizes and
+    retention of the stored steps."""
 
     target_steps: int = 20_000
     publish_every_steps: int = 250
     checkpoint_every_s: float = 15.0
     durability: Literal["process", "power"] = "power"
+    store: StoreSettings = StoreSettings()
 
     def positive(self) -> tuple[str, ...]:
         return ("target_steps", "publish_every_steps", "checkpoint_every_s")
@@ -71,15 +74,22 @@ class LearnerConfig(Checked, frozen=True, kw_only=True):
 class EdgeConfig(Checked, frozen=True, kw_only=True):
     """max_lead_steps: a simulated robot waits before an episode while the learner is more steps behind than this;
     0 makes the run repeatable bit for bit, -1 never waits. max_state_age_s: older states are refused.
-    spool_capacity_bytes: room for steps that the learner has not acknowledged."""
+    spool_capacity_bytes: room for steps that the learner has not acknowledged. outbox_capacity_bytes: memory for steps
+    that wait for the disk. image_codec: how images are recorded; jpeg takes about a ninth of the room and is lossy.
+    low_disk_share: with less of the disk free a warning is raised. weight_encoding: how new weights come; delta and
+    float16 are for slow links, float16 is lossy."""
 
     max_lead_steps: int = 500
     max_state_age_s: float = 0.2
     spool_capacity_bytes: int = 4 << 30
+    outbox_capacity_bytes: int = 256 << 20
+    image_codec: Literal["raw", "jpeg"] = "raw"
+    low_disk_share: float = 0.1
+    weight_encoding: Literal["full", "delta", "float16"] = "full"
     patience_s: float = 30.0
 
     def positive(self) -> tuple[str, ...]:
-        return ("max_state_age_s", "spool_capacity_bytes", "patience_s")
+        return ("max_state_age_s", "spool_capacity_bytes", "outbox_capacity_bytes", "low_disk_share", "patience_s")
 
 
 class EvaluationConfig(Checked, frozen=True, kw_only=True):

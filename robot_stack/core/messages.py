@@ -1,21 +1,24 @@
 """The records that cross process borders and reach the disk: typed, frozen, schema-versioned.
 
 Arrays are numpy arrays; `robot_stack.core.codec` sends them as raw frames beside a small msgpack header.
-Change `SCHEMA_VERSION` whenever a record changes; peers and files of another version are refused with a clear error.
+Change `SCHEMA_VERSION` whenever a message changes, and `STEP_SCHEMA_VERSION` too when that is `Step`, which lies on
+disks: peers and files of another version are refused with a clear error.
 """
 
 from __future__ import annotations
 
 import enum
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from robot_stack.core.specs import RobotSpec
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+STEP_SCHEMA_VERSION = 2
+MAX_BATCH_RECORDS = 65_536  # a count above costs the learner a tenth of a second before it can refuse
 
 Array = NDArray[Any]
 FloatArray = NDArray[np.float32]
@@ -372,10 +375,10 @@ class CameraFrame(Struct, frozen=True, kw_only=True, tag=True):
 # ---- learner: requests and replies ------------------------------------------------------------------------------
 
 
-class StepBatch(Struct, frozen=True, kw_only=True, tag=True):
+class StepBatch(Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
     """Packed `Step` records as they lie in the spool, in order."""
 
-    records: list[bytes]
+    records: Annotated[list[bytes], Meta(max_length=MAX_BATCH_RECORDS)]
 
 
 class StepAck(Struct, frozen=True, kw_only=True, tag=True):
@@ -385,7 +388,7 @@ class StepAck(Struct, frozen=True, kw_only=True, tag=True):
     duplicates: int
 
 
-class GetProgress(Struct, frozen=True, kw_only=True, tag=True):
+class GetProgress(Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
     pass
 
 
@@ -401,27 +404,59 @@ class LearnerProgress(Struct, frozen=True, kw_only=True, tag=True):
     metrics: dict[str, float]
 
 
-class WeightSnapshot(Struct, frozen=True, kw_only=True, tag=True):
-    """Announces weights: fetch `size` bytes in chunks, check the hash, then load. `kind` names the loader."""
+class WeightEncoding(enum.Enum):
+    """How weights travel. FULL: the exact tensors. DELTA: the exact tensors, sent as the difference to a snapshot that
+    the asker holds. FLOAT16: float32 tensors rounded to float16, which loses precision."""
+
+    FULL = "full"
+    FLOAT16 = "float16"
+    DELTA = "delta"
+
+
+class WeightSnapshot(Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
+    """Announces weights: fetch chunks for `size` bytes, check the hash, then load. `kind` names the loader.
+
+    `sha256` and `size` are those of the content, a safetensors file: of the exact tensors (FULL and DELTA: the hash is
+    checked after decoding), or of the rounded ones (FLOAT16). `base_sha256` names the content that a DELTA builds on.
+    """
 
     version: int
     kind: str
     sha256: str
     size: int
     trained_steps: int
+    encoding: WeightEncoding = WeightEncoding.FULL
+    base_sha256: str = ""
+
+    def identity(self) -> str:
+        """What stands inside the content too, under the hash: so a changed version or kind is noticed."""
+        precision = "float16" if self.encoding is WeightEncoding.FLOAT16 else "exact"
+        return f"{self.kind} {precision} {self.version:012d} {self.trained_steps:012d}"
 
 
-class GetWeights(Struct, frozen=True, kw_only=True, tag=True):
-    """Ask for the newest snapshot (`version` -1) or for a chunk of a known one."""
+class GetWeights(Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
+    """Ask for the newest snapshot (`version` -1), or for the chunk of a known one at `offset` of its content.
+
+    `sha256` names the snapshot that is being fetched; if the learner no longer has it, the answer is the newest one
+    from its beginning. With DELTA, `base_sha256` names the content that the asker holds; if the learner does not have
+    that, it answers with FULL.
+    """
 
     version: int = -1
     offset: int = 0
+    sha256: str = ""
+    encoding: WeightEncoding = WeightEncoding.FULL
+    base_sha256: str = ""
 
 
-class WeightChunk(Struct, frozen=True, kw_only=True, tag=True):
+class WeightChunk(Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
+    """Part of a snapshot, from `offset` of its content on. `sha256` is that of `data` where `data` is not the content
+    itself (DELTA); elsewhere the snapshot's hash covers the same bytes, and it is empty."""
+
     snapshot: WeightSnapshot
     offset: int
     data: bytes
+    sha256: str = ""
 
 
 LearnerRequest = Hello | StepBatch | GetProgress | GetWeights

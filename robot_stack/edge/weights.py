@@ -7,12 +7,23 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 
+import msgspec
 import numpy as np
+from msgspec import Struct
 from safetensors import SafetensorError
-from safetensors.numpy import load
+from safetensors.numpy import load, save
 
+from robot_stack.core.delta import BLOCK_BYTES, decode_delta
 from robot_stack.core.errors import MessageError, PolicyError
-from robot_stack.core.messages import Array, FloatArray, GetWeights, Observation, WeightChunk, WeightSnapshot
+from robot_stack.core.messages import (
+    Array,
+    FloatArray,
+    GetWeights,
+    Observation,
+    WeightChunk,
+    WeightEncoding,
+    WeightSnapshot,
+)
 from robot_stack.core.protocols import ResidualPolicy
 
 logger = logging.getLogger(__name__)
@@ -20,26 +31,123 @@ logger = logging.getLogger(__name__)
 MAX_WEIGHT_BYTES = 2 << 30
 
 
-def fetch_weights(ask: Callable[[GetWeights], object]) -> tuple[WeightSnapshot, bytes] | None:
-    """Fetch the newest snapshot chunk by chunk; None if it was replaced meanwhile (ask again).
+class WeightFetch:
+    """Fetches snapshots, one after another, in the encoding asked for.
 
-    `ask` sends one request and returns the reply. Raises MessageError if size or hash do not match.
+    What has arrived survives a broken connection: the next call goes on at that offset, over whatever connection
+    `ask` then uses, and begins anew only if the learner no longer has that snapshot. `ask` sends one request and
+    returns the reply; what it raises passes through. With DELTA the last content is kept as the base of the next.
     """
-    first = _chunk(ask(GetWeights()))
-    snapshot = first.snapshot
-    if not 0 < snapshot.size <= MAX_WEIGHT_BYTES:
-        raise MessageError(f"weights version {snapshot.version} announce {snapshot.size} bytes")
-    data = bytearray(first.data)
-    while len(data) < snapshot.size:
-        chunk = _chunk(ask(GetWeights(version=snapshot.version, offset=len(data))))
-        if chunk.snapshot != snapshot:
-            return None
-        if not chunk.data or chunk.offset != len(data):
-            raise MessageError(f"weights version {snapshot.version}: expected a chunk at {len(data)}")
-        data += chunk.data
-    if len(data) != snapshot.size or hashlib.sha256(data).hexdigest() != snapshot.sha256:
-        raise MessageError(f"weights version {snapshot.version} do not have the announced hash; the old ones stay")
-    return snapshot, bytes(data)
+
+    def __init__(self, encoding: WeightEncoding = WeightEncoding.FULL) -> None:
+        self._encoding = encoding
+        self._snapshot: WeightSnapshot | None = None
+        self._data = bytearray()
+        self._base_sha256, self._base = "", b""
+
+    @property
+    def received_bytes(self) -> int:
+        """How much of the content of the snapshot under way is here."""
+        return len(self._data)
+
+    def fetch(self, ask: Callable[[GetWeights], object]) -> tuple[WeightSnapshot, bytes] | None:
+        """The snapshot under way or else the newest, and its content; None if it was replaced meanwhile (ask again).
+
+        The content is a safetensors file with tensors of the original types, whatever the encoding. MessageError if
+        anything is not as announced: what has arrived is thrown away then, and the old weights stay.
+        """
+        while True:
+            before = self._snapshot
+            whole = self.advance(ask)
+            if whole is not None:
+                return whole
+            if before is not None and self._snapshot != before:
+                return None
+
+    def advance(self, ask: Callable[[GetWeights], object]) -> tuple[WeightSnapshot, bytes] | None:
+        """Ask for one chunk; the snapshot and its content once it is whole. Errors as for `fetch`."""
+        chunk = _chunk(ask(self._request()))
+        try:
+            snapshot = self._take(chunk)
+            return (snapshot, self._finish(snapshot)) if len(self._data) == snapshot.size else None
+        except MessageError:
+            self._forget()
+            self._base_sha256, self._base = "", b""  # so that the next attempt depends on nothing
+            raise
+
+    def _request(self) -> GetWeights:
+        snapshot = self._snapshot
+        if snapshot is None:
+            return GetWeights(encoding=self._encoding, base_sha256=self._base_sha256)
+        return GetWeights(
+            version=snapshot.version,
+            offset=len(self._data),
+            sha256=snapshot.sha256,
+            encoding=self._encoding,
+            base_sha256=self._base_sha256,
+        )
+
+    def _take(self, chunk: WeightChunk) -> WeightSnapshot:
+        """Add a chunk to what is here, or begin with it if it belongs to another snapshot."""
+        snapshot = chunk.snapshot
+        if snapshot != self._snapshot:
+            self._check_announced(snapshot)
+            self._forget()
+            self._snapshot = snapshot
+        begin = len(self._data)
+        if not chunk.data or chunk.offset != begin:
+            raise MessageError(
+                f"weights version {snapshot.version}: expected a chunk at {begin}, got {len(chunk.data)} bytes at "
+                f"{chunk.offset}"
+            )
+        if snapshot.encoding is WeightEncoding.DELTA:
+            if hashlib.sha256(chunk.data).hexdigest() != chunk.sha256:
+                raise MessageError(f"weights version {snapshot.version}: the chunk at {begin} does not have its hash")
+            self._data += decode_delta(chunk.data, memoryview(self._base)[begin : begin + BLOCK_BYTES])
+        else:
+            self._data += chunk.data
+        if len(self._data) > snapshot.size:
+            raise MessageError(
+                f"weights version {snapshot.version} are longer than the {snapshot.size} bytes announced"
+            )
+        return snapshot
+
+    def _check_announced(self, snapshot: WeightSnapshot) -> None:
+        if not 0 < snapshot.size <= MAX_WEIGHT_BYTES:
+            raise MessageError(
+                f"weights version {snapshot.version} announce {snapshot.size} bytes; allowed: 1 to {MAX_WEIGHT_BYTES}"
+            )
+        if snapshot.encoding not in (self._encoding, WeightEncoding.FULL):
+            raise MessageError(
+                f"weights version {snapshot.version} come as {snapshot.encoding.value}, asked for was "
+                f"{self._encoding.value}"
+            )
+        if snapshot.encoding is WeightEncoding.DELTA and (
+            snapshot.base_sha256 != self._base_sha256 or snapshot.size != len(self._base)
+        ):
+            raise MessageError(f"weights version {snapshot.version} build on a snapshot that is not here")
+
+    def _finish(self, snapshot: WeightSnapshot) -> bytes:
+        content = bytes(self._data)
+        if hashlib.sha256(content).hexdigest() != snapshot.sha256:
+            raise MessageError(f"weights version {snapshot.version} do not have the announced hash; the old ones stay")
+        identity = _identity(content)
+        if identity and identity != snapshot.identity():
+            raise MessageError(
+                f"weights announced as '{snapshot.identity()}' are '{identity}' inside; the old ones stay"
+            )
+        self._forget()
+        if self._encoding is WeightEncoding.DELTA:
+            self._base_sha256, self._base = snapshot.sha256, content
+        return _widened(content) if snapshot.encoding is WeightEncoding.FLOAT16 else content
+
+    def _forget(self) -> None:
+        self._snapshot, self._data = None, bytearray()
+
+
+def fetch_weights(ask: Callable[[GetWeights], object]) -> tuple[WeightSnapshot, bytes] | None:
+    """Fetch the newest snapshot whole, in one go: see `WeightFetch.fetch`."""
+    return WeightFetch().fetch(ask)
 
 
 def _chunk(reply: object) -> WeightChunk:
@@ -48,12 +156,40 @@ def _chunk(reply: object) -> WeightChunk:
     return reply
 
 
+class _Header(Struct, frozen=True):
+    """Of a safetensors file: the free texts; the list of tensors is left to the library."""
+
+    metadata: dict[str, str] = msgspec.field(name="__metadata__", default_factory=dict)
+
+
+def _identity(content: bytes) -> str:
+    """What the publisher wrote into the content; empty if it wrote nothing. MessageError if it cannot be read."""
+    length = int.from_bytes(content[:8], "little")
+    try:
+        return msgspec.json.decode(content[8 : 8 + length], type=_Header).metadata.get("weights", "")
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise MessageError(f"the weights are no safetensors file: {error}") from error
+
+
+def _widened(content: bytes) -> bytes:
+    """The same safetensors content with every float16 tensor as float32."""
+    tensors = _parsed(content)
+    return save(
+        {name: value.astype(np.float32) if value.dtype == np.float16 else value for name, value in tensors.items()}
+    )
+
+
+def _parsed(content: bytes) -> dict[str, Array]:
+    try:
+        tensors: dict[str, Array] = load(content)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise PolicyError(f"the weights are not valid safetensors: {error}") from error
+    return tensors
+
+
 def load_tensors(data: bytes) -> dict[str, Array]:
     """Named tensors from safetensors bytes; PolicyError unless all are finite."""
-    try:
-        tensors: dict[str, Array] = load(data)
-    except SafetensorError as error:
-        raise PolicyError(f"the weights are not valid safetensors: {error}") from error
+    tensors = _parsed(data)
     for name, tensor in tensors.items():
         if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
             raise PolicyError(f"the weights hold values that are not finite, in '{name}'; the old ones stay")
@@ -82,7 +218,8 @@ class LiveResidual:
     """A residual policy that exchanges its weights at chunk boundaries for the newest in the inbox.
 
     `build` makes a residual from (version, tensors). It is tried on the next observation before it takes over: a
-    residual that fails or gives a non-finite action is refused with a logged error, and the old one stays.
+    residual that cannot be built, fails, or gives an action that is not finite or of another shape is refused with a
+    logged error, and the old one stays, in the same control step.
     """
 
     def __init__(
@@ -108,15 +245,28 @@ class LiveResidual:
         self._seen = newest[0]
         try:
             self._candidate = self._build(*newest)
-        except PolicyError as error:
-            logger.error("weights version %d refused: %s", newest[0], error)
+        except Exception as error:  # whatever a learner sent must not stop the control loop
+            logger.error("weights version %d refused: %s; version %d stays", newest[0], error, self._residual.version)
 
     def correct(self, observation: Observation, action_base: FloatArray) -> FloatArray:
         if self._candidate is not None:
             candidate, self._candidate = self._candidate, None
-            action = candidate.correct(observation, action_base)
-            if np.isfinite(action).all():
+            action = self._try(candidate, observation, action_base)
+            if action is not None:
                 self._residual = candidate
                 return action
-            logger.error("weights version %d refused: they give a non-finite action", candidate.version)
         return self._residual.correct(observation, action_base)
+
+    def _try(self, candidate: ResidualPolicy, observation: Observation, action_base: FloatArray) -> FloatArray | None:
+        """The candidate's action; None, and an error in the log, if it must not act."""
+        try:
+            action = candidate.correct(observation, action_base)
+        except Exception as error:  # as above
+            reason = f"they fail: {error}"
+        else:
+            if action.shape == action_base.shape and np.isfinite(action).all():
+                return action
+            reason = f"they give a non-finite action, or one of shape {action.shape} instead of {action_base.shape}"
+        stays = self._residual.version
+        logger.error("weights version %d refused: %s; version %d stays", candidate.version, reason, stays)
+        return None

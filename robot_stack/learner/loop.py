@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from robot_stack.buffer.steps import StepLog
+from robot_stack.buffer.store import StepStore
 from robot_stack.core.errors import RobotStackError
 from robot_stack.core.messages import (
     SCHEMA_VERSION,
@@ -21,10 +21,10 @@ from robot_stack.core.messages import (
     LearnerProgress,
     LearnerReply,
     LearnerRequest,
-    StepAck,
     StepBatch,
 )
 from robot_stack.learner.checkpoint import CheckpointStore
+from robot_stack.learner.ingest import Ingest
 from robot_stack.learner.metrics import MetricsLog
 from robot_stack.learner.publication import WeightPublisher
 from robot_stack.learner.trainer import Trainer
@@ -36,12 +36,12 @@ IDLE_POLL_S = 0.02
 
 
 class LearnerLoop:
-    """Owns log, trainer, checkpoints and the server; `run` until `keep_running` says no."""
+    """Owns store, trainer, checkpoints and the server; `run` until `keep_running` says no."""
 
     def __init__(
         self,
         requests: RequestServer[LearnerRequest],
-        log: StepLog,
+        store: StepStore,
         trainer: Trainer,
         checkpoints: CheckpointStore,
         directory: Path,
@@ -50,7 +50,8 @@ class LearnerLoop:
         checkpoint_every_s: float,
     ) -> None:
         self._requests = requests
-        self._log = log
+        self._store = store
+        self._ingest = Ingest(store)
         self._trainer = trainer
         self._checkpoints = checkpoints
         self._publisher = WeightPublisher(kind="residual")
@@ -107,8 +108,7 @@ class LearnerLoop:
 
     def _handle(self, message: LearnerRequest) -> LearnerReply:
         if isinstance(message, StepBatch):
-            _, duplicates = self._log.append(message.records)
-            return StepAck(records=len(message.records), duplicates=duplicates)
+            return self._ingest.answer(message)
         if isinstance(message, GetProgress):
             return self._progress()
         if isinstance(message, Hello):
@@ -121,7 +121,7 @@ class LearnerLoop:
     def _progress(self) -> LearnerProgress:
         trainer = self._trainer
         return LearnerProgress(
-            durable_steps=self._log.next_index,
+            durable_steps=self._store.next_index,
             trained_steps=trainer.trained_steps,
             updates=trainer.updates,
             weights_version=self._publisher.version,

@@ -11,22 +11,28 @@ from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import msgspec
-import numpy as np
 from msgspec import Struct
 
 from policies.common.features import flatten
 from robot_stack.buffer.limiter import UpdateBudget
-from robot_stack.buffer.transitions import StepVectors, TransitionBuffer, sample_mixed
-from robot_stack.core.messages import Array, Step, Verdict
+from robot_stack.buffer.replay import Replay, ReplayStep, Stratum
+from robot_stack.buffer.sampling import Sampler
+from robot_stack.core.errors import ConfigError
+from robot_stack.core.messages import Array, Source, Step, Verdict
 from robot_stack.core.specs import Feature
 from robot_stack.learner.algorithms.base import Algorithm
 
 _ALGORITHM = "algorithm/"
 _PUBLISHED = "published/"
 
+_STRATA = {Source.HUMAN_RECOVERY: Stratum.RECOVERY, Source.HUMAN_CORRECTION: Stratum.CORRECTION}
+
 
 class StepSource(Protocol):
-    """The durable log as the trainer reads it."""
+    """The durable store as the trainer reads it; retention may have dropped what is before `first_index`."""
+
+    @property
+    def first_index(self) -> int: ...
 
     @property
     def next_index(self) -> int: ...
@@ -43,12 +49,12 @@ class TrainerSettings(Struct, frozen=True, kw_only=True):
     updates_per_step: float
     publish_every_steps: int
     batch_size: int
-    demonstration_share: float
-    seed: int
+    n_step: int
+    discount: float
 
 
 class TrainerMeta(Struct, frozen=True, kw_only=True):
-    """The part of a checkpoint that is not tensors. `rng_*`: the sampler's PCG64 state (128-bit numbers as text)."""
+    """The part of a checkpoint that is not tensors. `sampler`: what `Sampler.state` gave."""
 
     settings: TrainerSettings
     position: int
@@ -56,10 +62,7 @@ class TrainerMeta(Struct, frozen=True, kw_only=True):
     updates: int
     version: int
     published_at: int
-    rng_state: str
-    rng_inc: str
-    rng_has_uint32: int
-    rng_uinteger: int
+    sampler: bytes
 
 
 class Trainer:
@@ -70,18 +73,17 @@ class Trainer:
         settings: TrainerSettings,
         algorithm: Algorithm,
         log: StepSource,
-        online: TransitionBuffer,
-        demonstrations: TransitionBuffer,
+        online: Replay,
+        sampler: Sampler,
         observation: Mapping[str, Feature],
     ) -> None:
         self._settings = settings
         self._algorithm = algorithm
         self._log = log
         self._online = online
-        self._demonstrations = demonstrations
+        self._sampler = sampler
         self._observation = observation
         self._budget = UpdateBudget(settings.updates_per_step, settings.start_after_steps)
-        self._rng = np.random.default_rng(settings.seed)
         self._ahead: Iterator[tuple[int, Step]] = iter(())
         self._position = 0
         self.trained_steps = 0
@@ -102,10 +104,11 @@ class Trainer:
         if self._owed() > 0:
             self._update()
             return True
-        step = self._next_step()
-        if step is None:
+        found = self._next_step()
+        if found is None:
             return False
-        self._insert(step)
+        index, step = found
+        self._insert(index, step)
         ended = step.terminated or step.truncated
         if ended and self.updates > 0 and self.trained_steps - self._published_at >= self._settings.publish_every_steps:
             self._publish()
@@ -123,26 +126,23 @@ class Trainer:
 
     def _update(self) -> None:
         settings = self._settings
-        batch = sample_mixed(
-            [(self._demonstrations, settings.demonstration_share), (self._online, 1.0 - settings.demonstration_share)],
-            settings.batch_size,
-            self._rng,
-        )
+        draw = self._sampler.draw(settings.batch_size)
+        batch = self._sampler.transitions(draw, settings.n_step, settings.discount)
         self.metrics = self._algorithm.update(batch)
         self.updates += 1
 
-    def _next_step(self) -> Step | None:
+    def _next_step(self) -> tuple[int, Step] | None:
         found = next(self._ahead, None)
         if found is None and self._position < self._log.next_index:
-            self._ahead = self._log.iterate(self._position)
+            self._ahead = self._log.iterate(max(self._position, self._log.first_index))
             found = next(self._ahead, None)
-        return None if found is None else found[1]
+        return found
 
-    def _insert(self, step: Step) -> None:
+    def _insert(self, index: int, step: Step) -> None:
         if step.verdict is not Verdict.REFUSED:
             # A refused action moved nothing. Leaving the step out makes a gap that no transition spans.
-            self._online.add(step_vectors(step, self._observation))
-        self._position += 1
+            self._online.add(replay_step(step, index, self._observation))
+        self._position = index + 1
         self.trained_steps += 1
 
     def _publish(self) -> None:
@@ -154,7 +154,6 @@ class Trainer:
 
     def state(self) -> tuple[dict[str, Array], bytes]:
         """Everything needed to continue bit for bit, beside the log itself."""
-        rng = self._rng.bit_generator.state
         meta = TrainerMeta(
             settings=self._settings,
             position=self._position,
@@ -162,33 +161,34 @@ class Trainer:
             updates=self.updates,
             version=self.version,
             published_at=self._published_at,
-            rng_state=str(rng["state"]["state"]),
-            rng_inc=str(rng["state"]["inc"]),
-            rng_has_uint32=rng["has_uint32"],
-            rng_uinteger=rng["uinteger"],
+            sampler=self._sampler.state(),
         )
         tensors = {_ALGORITHM + name: value for name, value in self._algorithm.state().items()}
         tensors.update({_PUBLISHED + name: value for name, value in self.published.items()})
         return tensors, msgspec.json.encode(meta)
 
     def restore(self, tensors: Mapping[str, Array], meta_json: bytes) -> None:
-        """Continue from `state`: the log up to the checkpoint's position refills the replay buffer."""
+        """Continue from `state`: the log up to the checkpoint's position refills the replay buffer.
+
+        What lies more than two buffers behind that position cannot be in the buffer any more and is not read.
+        """
         meta = msgspec.json.decode(meta_json, type=TrainerMeta)
+        if meta.settings != self._settings:
+            raise ConfigError(
+                f"the checkpoint was made with {meta.settings}, this learner has {self._settings}; a run is continued "
+                "with the settings that it was begun with, or begin another run with run=NAME"
+            )
         self._algorithm.load_state(_part(tensors, _ALGORITHM))
         self.published = _part(tensors, _PUBLISHED)
-        for index, step in self._log.iterate(0):
+        start = max(self._log.first_index, meta.position - 2 * self._online.config.capacity)
+        for index, step in self._log.iterate(start):
             if index >= meta.position:
                 break
-            self._insert(step)
+            self._insert(index, step)
+        self._position = meta.position
         self.trained_steps, self.updates = meta.trained_steps, meta.updates
         self.version, self._published_at = meta.version, meta.published_at
-        words = {"state": int(meta.rng_state), "inc": int(meta.rng_inc)}
-        self._rng.bit_generator.state = {
-            "bit_generator": "PCG64",
-            "state": words,
-            "has_uint32": meta.rng_has_uint32,
-            "uinteger": meta.rng_uinteger,
-        }
+        self._sampler.load_state(meta.sampler)
 
 
 def published_tensors(checkpoint: Mapping[str, Array]) -> dict[str, Array]:
@@ -200,13 +200,19 @@ def _part(tensors: Mapping[str, Array], prefix: str) -> dict[str, Array]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def step_vectors(step: Step, observation: Mapping[str, Feature]) -> StepVectors:
-    """What algorithms learn from: flattened observations, and the action that really reached the driver."""
+def replay_step(
+    step: Step, index: int, observation: Mapping[str, Feature], stratum: Stratum | None = None
+) -> ReplayStep:
+    """What algorithms learn from: flattened observations, and the action that really reached the driver.
+
+    `index` is the step's in its store. `stratum` is told by who acted, unless it is given.
+    """
     ended = step.terminated or step.truncated
     final = flatten(step.final_observation, observation) if ended and step.final_observation is not None else None
-    return StepVectors(
+    return ReplayStep(
         stream=(step.run, step.robot, step.session, step.episode, step.segment),
         index=step.index,
+        stratum=_STRATA.get(step.source, Stratum.ONLINE) if stratum is None else stratum,
         observation=flatten(step.observation, observation),
         action_base=step.action_base,
         action=step.action_sent,
@@ -215,4 +221,5 @@ def step_vectors(step: Step, observation: Mapping[str, Feature]) -> StepVectors:
         truncated=step.truncated,
         final_observation=final,
         final_action_base=step.final_action_base,
+        source_index=index,
     )

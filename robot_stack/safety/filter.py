@@ -31,12 +31,16 @@ from numpy.typing import NDArray
 
 from robot_stack.core.errors import RobotError
 from robot_stack.core.protocols import RobotGeometry, Setpoint, SetpointLimits, VelocityEnvelope
+from robot_stack.safety import kernels
 from robot_stack.safety.passivity import EnergyTank
-from robot_stack.safety.stopping import StopProfile
 
 FloatVector = NDArray[np.float64]
 
 RATE_TOLERANCE = 1e-6
+
+# Rows of a plan that there is room for from the beginning, and the most that it may grow to.
+_ROOM = 256
+_MOST_ROWS = 100_000
 
 # A stop that takes longer may be looked at in its middle, too.
 _LONG_TICKS = 10
@@ -80,53 +84,75 @@ class Rates:
 
 
 class SpeedCeiling:
-    """The velocity envelope per tick, made consistent with what the robot may brake.
+    """The velocity envelope per tick, made consistent with what the robot may brake; None: there is no envelope.
 
     Braking along the envelope needs at most its deceleration; where that exceeds the limit of the acceleration, the
     smaller one is taken, so a speed that is allowed here can always be brought down in time.
     """
 
-    def __init__(self, envelope: VelocityEnvelope, max_acceleration: FloatVector, tick_s: float) -> None:
-        self._lower = np.asarray(envelope.lower, dtype=np.float64)
-        self._upper = np.asarray(envelope.upper, dtype=np.float64)
-        deceleration = np.asarray(envelope.deceleration, dtype=np.float64)
-        self._none = np.isinf(deceleration)
-        self._twice = 2.0 * tick_s**2 * np.where(self._none, 0.0, np.minimum(deceleration, max_acceleration))
-        self._offset = np.asarray(envelope.offset, dtype=np.float64) * tick_s
-
-    def at(self, positions: FloatVector) -> tuple[FloatVector, FloatVector]:
-        """Largest steps (..., S) towards the lower and towards the upper limits, both positive, at (..., S)."""
-        return self._side(positions - self._lower), self._side(self._upper - positions)
-
-    def _side(self, room: FloatVector) -> FloatVector:
-        highest = np.maximum(np.sqrt(self._twice * np.maximum(room, 0.0)) - self._offset, 0.0)
-        highest[..., self._none] = np.inf
-        return highest
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """Setpoints (n, S) from the next tick to rest, and their steps (n, S)."""
-
-    positions: FloatVector
-    steps: FloatVector
+    def __init__(self, envelope: VelocityEnvelope | None, max_acceleration: FloatVector, tick_s: float) -> None:
+        nothing = (0.0,) * len(max_acceleration)
+        lower, upper, offset, deceleration = (
+            (envelope.lower, envelope.upper, envelope.offset, envelope.deceleration)
+            if envelope is not None
+            else (nothing, nothing, nothing, (np.inf,) * len(max_acceleration))
+        )
+        limited = ~np.isinf(deceleration)
+        braking = np.where(limited, np.minimum(deceleration, max_acceleration), 0.0)
+        self.terms = kernels.Ceiling(
+            lower=np.array(lower, dtype=np.float64),
+            upper=np.array(upper, dtype=np.float64),
+            twice=2.0 * tick_s**2 * braking,
+            offset=np.array(offset, dtype=np.float64) * tick_s,
+            limited=limited,
+        )
 
     @property
-    def rest(self) -> FloatVector:
-        return self.positions[-1]
+    def exists(self) -> bool:
+        return bool(self.terms.limited.any())
 
-    def later(self) -> _Plan:
+
+class _Plan:
+    """Setpoints from the next tick to rest, and their steps: `rows` of them from row `first` of `storage` (2, room, S).
+
+    The storage is made once and written anew; it grows only for a stop that is longer than any before.
+    """
+
+    __slots__ = ("first", "rows", "storage")
+
+    def __init__(self, room: int, size: int) -> None:
+        self.storage = np.zeros((2, room, size))
+        self.first = 0
+        self.rows = 1
+
+    @property
+    def positions(self) -> FloatVector:
+        """(rows, S)"""
+        return self.storage[kernels.PLACE, self.first : self.first + self.rows]
+
+    @property
+    def steps(self) -> FloatVector:
+        """(rows, S)"""
+        return self.storage[kernels.STEP, self.first : self.first + self.rows]
+
+    def begin(self, rows: int) -> None:
+        self.first, self.rows = 0, rows
+
+    def hold(self, position: FloatVector) -> None:
+        """Rest at a position (S,)."""
+        self.begin(1)
+        self.storage[kernels.PLACE, 0] = position
+        self.storage[kernels.STEP, 0] = 0.0
+
+    def drop_first(self) -> None:
         """What is left of it after one tick; at its end it stays at rest."""
-        if len(self.positions) == 1:
-            return _Plan(self.positions, np.zeros_like(self.steps))
-        return _Plan(self.positions[1:], self.steps[1:])
+        if self.rows > 1:
+            self.first, self.rows = self.first + 1, self.rows - 1
 
-    def lasting(self, rows: int) -> _Plan:
-        missing = rows - len(self.positions)
-        if missing <= 0:
-            return self
-        rest = np.broadcast_to(self.rest, (missing, len(self.rest)))
-        return _Plan(np.concatenate([self.positions, rest]), np.concatenate([self.steps, np.zeros_like(rest)]))
+    def make_room(self, room: int) -> None:
+        grown = np.zeros((2, room, self.storage.shape[2]))
+        grown[:, : self.storage.shape[1]] = self.storage
+        self.storage = grown
 
 
 class SafetyFilter:
@@ -142,38 +168,51 @@ class SafetyFilter:
     def __init__(
         self, limits: SetpointLimits, tick_s: float, geometry: RobotGeometry | None = None, lever_m: float = 1.0
     ) -> None:
+        kernels.compile_all()
         self._names = limits.names
-        self._lower = np.asarray(limits.lower, dtype=np.float64)
-        self._upper = np.asarray(limits.upper, dtype=np.float64)
+        size = len(limits.names)
         self.rates = Rates.of(limits, tick_s)
-        self._stop = StopProfile(self.rates.change, self.rates.jerk)
-        self._slack = RATE_TOLERANCE * self.rates.jerk
-        self._most_step = self.rates.step + self._slack
+        self._axes = kernels.Axes(
+            lower=np.array(limits.lower, dtype=np.float64),
+            upper=np.array(limits.upper, dtype=np.float64),
+            step=self.rates.step,
+            change=self.rates.change,
+            jerk=self.rates.jerk,
+            slack=RATE_TOLERANCE * self.rates.jerk,
+        )
         acceleration = np.asarray(limits.max_acceleration, dtype=np.float64)
-        self.ceiling = SpeedCeiling(limits.envelope, acceleration, tick_s) if limits.envelope else None
+        self.ceiling = SpeedCeiling(limits.envelope, acceleration, tick_s)
         self._guard = _GeometryRule(geometry, self.rates.change, lever_m) if geometry is not None else None
         self._free = bool(self.rates.unlimited.all()) and geometry is None
-        self.held_back = HeldBack.NOTHING
-        self.start(np.zeros_like(self._lower))
+        self._motion = kernels.Motion(np.zeros(size), np.zeros(size), np.zeros(size))
+        self._candidate = np.zeros(size)
+        self._scratch = np.zeros((2, size))
+        self._plan, self._other = _Plan(_ROOM, size), _Plan(_ROOM, size)
+        self.start(np.zeros(size))
 
     @property
     def setpoint(self) -> Setpoint:
         """The last setpoint sent (S,)."""
-        return self._setpoint.copy()
+        return self._motion.setpoint.copy()
+
+    @property
+    def motion(self) -> kernels.Motion:
+        """The last setpoint sent with its first and second difference, (S,) each; the next tick writes over them."""
+        return self._motion
 
     @property
     def step(self) -> FloatVector:
         """The last difference of setpoints (S,)."""
-        return self._step
+        return self._motion.step.copy()
 
     @property
     def change(self) -> FloatVector:
         """The last difference of steps (S,)."""
-        return self._change
+        return self._motion.change.copy()
 
     @property
     def moving(self) -> bool:
-        return bool(self._step.any())
+        return self._moving
 
     def start(self, measured: Setpoint) -> None:
         """Begin at rest where the robot is, so that the first setpoint equals the measured state.
@@ -183,14 +222,18 @@ class SafetyFilter:
         if not np.isfinite(measured).all():
             bad = [name for name, value in zip(self._names, measured, strict=True) if not np.isfinite(value)]
             raise RobotError(f"measured position is not finite: {', '.join(bad)}; check the robot's sensors")
-        self._rest_at(np.clip(measured, self._lower, self._upper))
+        self._motion.setpoint[:] = np.clip(measured, self._axes.lower, self._axes.upper)
+        self._motion.step[:] = self._motion.change[:] = 0.0
+        self._plan.hold(self._motion.setpoint)
+        self._moving = False
+        self.held_back = HeldBack.NOTHING
         if self._guard is not None:
-            self._guard.start(self._setpoint)
+            self._guard.start(self.setpoint)
 
     def stop(self) -> Setpoint:
         """The next setpoint of the verified stop."""
         self.held_back = HeldBack.NOTHING
-        return self._send(self._plan)
+        return self._send_next()
 
     def toward(self, candidate: Setpoint, tank: EnergyTank | None = None, effort: Setpoint | None = None) -> Setpoint:
         """The candidate (S,) for the next tick as far as it is safe, else the verified stop; `held_back` says why.
@@ -198,75 +241,65 @@ class SafetyFilter:
         With a tank and the effort (S,) of the environment on the robot, what it may put into its contact is limited.
         """
         self.held_back = HeldBack.NOTHING
-        if not self.moving and (candidate == self._setpoint).all():
-            return self._send(self._plan)
-        candidate = self._within_rates(candidate)
+        wanted = self._candidate
+        wanted[:] = candidate
+        if not self._moving and kernels.equal(wanted, self._motion.setpoint):
+            return self._send_next()
+        fallback = self._plan.storage[kernels.PLACE, self._plan.first]
+        if not kernels.cut_to_rates(wanted, self._motion, self._axes, fallback):
+            self.held_back = HeldBack.NOT_FINITE
         if self._free:
-            position = np.clip(candidate, self._lower, self._upper)[np.newaxis]
-            return self._send(_Plan(position, position - self._setpoint))
-        plan = self._verified(candidate)
-        if plan is self._plan:
-            return self._send(plan)
+            self._plan.hold(np.clip(wanted, self._axes.lower, self._axes.upper))
+            self._plan.storage[kernels.STEP, 0] = self._plan.storage[kernels.PLACE, 0] - self._motion.setpoint
+        elif self._verify() and self._allowed(self._other, tank, effort):
+            self._plan, self._other = self._other, self._plan
+        return self._send_next()
+
+    def _send_next(self) -> Setpoint:
+        plan = self._plan
+        self._moving = kernels.advance(plan.storage, plan.first, plan.rows, self._motion)
+        plan.drop_first()
+        return self._motion.setpoint.copy()
+
+    def _verify(self) -> bool:
+        """Put the candidate and its stop, where they keep the rules of their axis, and the present plan on the other
+        axes into the other plan; False if there is no axis on which they do."""
+        plan, other = self._plan, self._other
+        needed, rule = self._fill(plan, other)
+        if needed > other.storage.shape[1]:
+            if needed > _MOST_ROWS:
+                self.held_back = HeldBack.VELOCITY
+                return False
+            for grows in (plan, other):
+                grows.make_room(2 * int(needed))
+            needed, rule = self._fill(plan, other)
+        other.begin(int(needed))
+        if rule != kernels.ALL_PASSED:
+            self.held_back = HeldBack.POSITION if rule == kernels.POSITION else HeldBack.VELOCITY
+        return needed > 0.0
+
+    def _fill(self, plan: _Plan, other: _Plan) -> tuple[float, int]:
+        return kernels.verify(
+            self._candidate,
+            self._motion,
+            self._axes,
+            self.ceiling.terms,
+            plan.storage,
+            plan.first,
+            plan.rows,
+            other.storage,
+            self._scratch,
+        )
+
+    def _allowed(self, plan: _Plan, tank: EnergyTank | None, effort: Setpoint | None) -> bool:
+        """Whether a plan keeps the rules for all axes together."""
         if tank is not None and effort is not None and not tank.affords(effort, plan.steps):
             self.held_back = HeldBack.ENERGY
-            return self._send(self._plan)
+            return False
         if self._guard is not None and not self._guard.allows(plan):
             self.held_back = self._guard.broken
-            return self._send(self._plan)
-        return self._send(plan)
-
-    def _rest_at(self, position: FloatVector) -> None:
-        self._setpoint = position.astype(np.float64)
-        self._step = np.zeros_like(self._setpoint)
-        self._change = np.zeros_like(self._setpoint)
-        self._plan = _Plan(self._setpoint[np.newaxis], self._step[np.newaxis])
-        self.held_back = HeldBack.NOTHING
-
-    def _send(self, plan: _Plan) -> Setpoint:
-        self._setpoint = plan.positions[0]
-        self._change = plan.steps[0] - self._step
-        self._step = plan.steps[0]
-        self._plan = plan.later()
-        return self._setpoint.copy()
-
-    def _within_rates(self, candidate: Setpoint) -> FloatVector:
-        """The candidate cut to velocity, acceleration and jerk; the plan's setpoint where it is not a number."""
-        rates, step, change = self.rates, self._step, self._change
-        finite = np.isfinite(candidate)
-        if not finite.all():
-            self.held_back = HeldBack.NOT_FINITE
-            candidate = np.where(finite, candidate, self._plan.positions[0])
-        least = np.maximum(np.maximum(change - rates.jerk, -rates.change), -rates.step - step)
-        most = np.minimum(np.minimum(change + rates.jerk, rates.change), rates.step - step)
-        ahead = self._setpoint + step
-        wanted = candidate - ahead
-        allowed = np.minimum(np.maximum(wanted, least), most)
-        kept = np.abs(wanted - allowed) <= self._slack
-        return np.where(kept, candidate, ahead + allowed)
-
-    def _verified(self, candidate: FloatVector) -> _Plan:
-        """The candidate and its stop, where they keep the rules of their axis; the present plan on the other axes."""
-        step = candidate - self._setpoint
-        steps = np.concatenate([step[np.newaxis], self._stop.steps(step, step - self._step)])
-        positions = steps.cumsum(axis=0)
-        positions += self._setpoint
-        positions[0] = candidate
-        kept = np.minimum(np.maximum(positions, self._lower), self._upper)
-        inside = (np.abs(positions - kept) <= self._slack).all(axis=0)
-        positions = kept
-        slow = (np.abs(steps) <= self._most_step).all(axis=0)
-        if self.ceiling is not None:
-            down, up = self.ceiling.at(positions)
-            slow &= ((steps <= up + self._slack) & (steps >= -down - self._slack)).all(axis=0)
-        passed = inside & slow
-        if passed.all():
-            return _Plan(positions, steps)
-        self.held_back = HeldBack.POSITION if inside[~passed].sum() == 0 else HeldBack.VELOCITY
-        if not passed.any():
-            return self._plan
-        rows = max(len(positions), len(self._plan.positions))
-        new, old = _Plan(positions, steps).lasting(rows), self._plan.lasting(rows)
-        return _Plan(np.where(passed, new.positions, old.positions), np.where(passed, new.steps, old.steps))
+            return False
+        return True
 
 
 class _GeometryRule:
@@ -282,52 +315,58 @@ class _GeometryRule:
         self._geometry = geometry
         self._most_change = most_change
         self._lever_m = lever_m
+        self._rest = np.zeros_like(most_change)
+        self._way = np.zeros_like(most_change)
         self.broken = HeldBack.NOTHING
 
     def start(self, position: FloatVector) -> None:
-        clearance = self._geometry.look(position)
-        self._rest = position
-        self._accept(self._outside(clearance.points_m), clearance.self_distance_m)
+        geometry = self._geometry
+        self._box = np.array(geometry.box_lower_m, dtype=np.float64), np.array(geometry.box_upper_m, dtype=np.float64)
+        shape = np.shape(geometry.look(position).points_m)
+        self._points_m, self._excess_m = np.zeros(shape), np.zeros(shape)
+        self._outside_m, self._middle_m = np.zeros(shape), np.zeros(shape)
+        self._accept(position, self._look(position, self._outside_m))
 
-    def _accept(self, outside_m: FloatVector, self_distance_m: float) -> None:
-        self._excess_m = np.maximum(outside_m, 0.0)
+    def _look(self, position: FloatVector, outside_m: FloatVector) -> float:
+        """Look at a pose (S,): how far its points are outside the box goes to (P, 3); the self-distance."""
+        clearance = self._geometry.look(position)
+        self._points_m[:] = clearance.points_m
+        kernels.outside_box(self._points_m, *self._box, outside_m)
+        return clearance.self_distance_m
+
+    def _accept(self, rest: FloatVector, self_distance_m: float) -> None:
+        """Take a pose of rest as the last verified one; its points were looked at last."""
+        self._rest[:] = rest
         self._least_m = min(self._geometry.min_self_distance_m, self_distance_m)
         apart = self._least_m >= self._geometry.min_self_distance_m
-        self._violated = not apart or bool(self._excess_m.any())
-
-    def _outside(self, points_m: FloatVector) -> FloatVector:
-        """How far points are outside the box (P, 3); negative inside."""
-        return np.maximum(self._geometry.box_lower_m - points_m, points_m - self._geometry.box_upper_m)
+        self._violated = kernels.take_excess(self._outside_m, self._excess_m) or not apart
 
     def allows(self, plan: _Plan) -> bool:
         """Whether a plan may be taken; if so its end is the new pose of rest."""
-        rest = plan.positions[-1]
-        if (rest == self._rest).all():
+        rows = plan.rows
+        rest = plan.positions[-1].copy()
+        if kernels.equal(rest, self._rest):
             return True
-        rows = len(plan.positions)
-        way = np.abs(plan.steps).sum(axis=0)
-        clearance = self._geometry.look(rest)
-        outside_m, distance_m = self._outside(clearance.points_m), clearance.self_distance_m
-        if not self._free(outside_m, distance_m, self._margin_m(way, rows, 1)):
+        kernels.ways(plan.storage, rows, self._way)
+        distance_m = self._look(rest, self._outside_m)
+        if not self._free(self._outside_m, distance_m, self._margin_m(self._way, rows, 1)):
             if rows <= _LONG_TICKS or self._violated:
                 return False
             # with a look at the middle of a long stop less margin is needed
-            margin_m = self._margin_m(way, 0.5 * rows, 2)
-            if not self._free(outside_m, distance_m, margin_m):
+            margin_m = self._margin_m(self._way, 0.5 * rows, 2)
+            if not self._free(self._outside_m, distance_m, margin_m):
                 return False
-            middle = self._geometry.look(plan.positions[rows // 2 - 1])
-            if not self._free(self._outside(middle.points_m), middle.self_distance_m, margin_m):
+            middle_m = self._look(plan.positions[rows // 2 - 1].copy(), self._middle_m)
+            if not self._free(self._middle_m, middle_m, margin_m):
                 return False
-        self._rest = rest
-        self._accept(outside_m, distance_m)
+        self._accept(rest, distance_m)
         return True
 
     def _margin_m(self, way: FloatVector, ticks: float, looks: int) -> float:
-        stray = np.minimum(self._most_change * (ticks * ticks / 8.0), 0.5 * way).sum()
-        return 0.0 if self._violated else self._lever_m * float(stray + (way.sum() / looks) ** 2 / 8.0)
+        return 0.0 if self._violated else self._lever_m * kernels.margin(way, self._most_change, ticks, looks)
 
     def _free(self, outside_m: FloatVector, self_distance_m: float, margin_m: float) -> bool:
-        if not (outside_m + margin_m <= self._excess_m).all():
+        if not kernels.within_excess(outside_m, self._excess_m, margin_m):
             self.broken = HeldBack.WORKSPACE
             return False
         self.broken = HeldBack.SELF_COLLISION

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ruckig import InputParameter, Result, Ruckig, RuckigError, Synchronization, Trajectory
 
 from robot_stack.core.protocols import Setpoint, SetpointLimits
+from robot_stack.safety import kernels
 from robot_stack.safety.filter import Rates, SpeedCeiling
 
 FloatVector = NDArray[np.float64]
@@ -43,30 +44,39 @@ class Interpolator:
     """
 
     def __init__(self, limits: SetpointLimits, tick_s: float, ceiling: SpeedCeiling | None = None) -> None:
+        kernels.compile_all()
         rates = Rates.of(limits, tick_s)
+        size = len(limits.names)
         self._tick_s = tick_s
-        self._ceiling = ceiling
+        self._ceiling = ceiling or SpeedCeiling(None, rates.change, tick_s)
         self._lower = np.asarray(limits.lower, dtype=np.float64)
         self._upper = np.asarray(limits.upper, dtype=np.float64)
         self._direct = rates.unlimited
+        self._every = ~self._direct
         self._follows = not self._direct.all()
         self._all_follow = not self._direct.any()
         self._max_velocity = LIMITS_SHARE * rates.step / tick_s
-        self._max_acceleration = LIMITS_SHARE * rates.change / tick_s**2
-        jerk = np.asarray(limits.max_jerk or (np.inf,) * len(limits.names), dtype=np.float64)
-        self._max_jerk = LIMITS_SHARE * jerk
-        size = len(limits.names)
-        self._together = _Trajectory(size, self._max_acceleration, self._max_jerk, Synchronization.Time)
-        self._alone = _Trajectory(size, self._max_acceleration, self._max_jerk, Synchronization.No)
+        acceleration = LIMITS_SHARE * rates.change / tick_s**2
+        jerk = LIMITS_SHARE * np.asarray(limits.max_jerk or (np.inf,) * size, dtype=np.float64)
+        self._acceleration = np.maximum(acceleration, 1e-9)
+        self._ease_s = np.where(np.isfinite(jerk), self._acceleration / jerk, 0.0)
+        speeds = np.stack([-self._max_velocity, self._max_velocity])
+        self._planner = _Planner(size, speeds, acceleration, jerk)
+        self._together, self._alone = Trajectory(size), Trajectory(size)
+        self._state, self._next = np.zeros((3, size)), np.zeros((3, size))
+        self._target, self._aimed, self._speeds = np.zeros((2, size)), np.zeros((2, size)), np.zeros((2, size))
+        self._late, self._in_time = np.zeros(size, dtype=np.bool_), np.zeros(size, dtype=np.bool_)
+        self._goal = np.zeros(size)
         self.start(np.zeros(size))
 
     def start(self, position: Setpoint) -> None:
         """Begin at rest at a position (S,), with no goal."""
-        self._state = self._next = np.stack([position, np.zeros_like(position), np.zeros_like(position)])
-        self._goal = position
-        self._target = position
-        self._target_velocity = np.zeros_like(position)
-        self._candidate = position
+        self._state[:] = 0.0
+        self._state[0] = position
+        self._next[:] = self._state
+        self._goal[:] = position
+        self._target[:] = self._state[:2]
+        self._candidate = np.array(position, dtype=np.float64)
         self._remaining_s = 0.0
         self._settled = False
         self._first = True
@@ -81,16 +91,15 @@ class Interpolator:
         if not self._follows:
             self._candidate = goal
             return goal
-        newer = remaining_s > self._remaining_s or not (goal == self._goal).all()
-        if newer:
+        if remaining_s > self._remaining_s or not kernels.equal(goal, self._goal):
             self._aim(goal, remaining_s)
         elif self._remaining_s > _TIME_TOLERANCE_S >= remaining_s:
-            self._target, self._target_velocity = goal, np.zeros_like(goal)
+            self._target[0], self._target[1] = goal, 0.0
             self._new = True
         self._remaining_s = remaining_s
         if self._settled and not self._new:
             return self._candidate
-        if (self._new or self._ceiling is not None) and not self._plan(max(remaining_s, 0.0)):
+        if (self._new or self._ceiling.exists) and not self._plan(max(remaining_s, 0.0)):
             return None
         self._new = False
         self._time_s += pace * self._tick_s
@@ -99,128 +108,103 @@ class Interpolator:
 
     def _sample(self, goal: FloatVector, pace: float) -> None:
         """The state on the trajectories now. What is as good as at rest on its goal is put there, to stay."""
-        state = np.array(self._together.at(self._time_s))
-        if self._apart:
-            state = np.where(self._slow, np.array(self._alone.at(self._time_s)), state)
+        state = self._next
+        state[:] = (self._together if self._some_in_time else self._alone).at_time(self._time_s)
+        if self._some_in_time and self._some_late:
+            np.copyto(state, self._alone.at_time(self._time_s), where=self._late)
         if pace < 1.0:
-            state[1:] *= [[pace], [pace * pace]]
-        if self._time_s < self._ends_s and self._all_follow:
-            self._settled = False
-            self._next, self._candidate = state, state[0]
-            return
-        there = self._direct | ((np.abs(state[0] - goal) <= _AT_GOAL) & (np.abs(state[1]) <= _AT_REST))
-        state[0] = np.where(there, goal, state[0])
-        state[1:, there] = 0.0
-        self._settled = bool(there.all())
-        self._next = state
-        self._candidate = state[0]
+            state[1] *= pace
+            state[2] *= pace * pace
+        ended = self._time_s >= self._ends_s or not self._all_follow
+        self._settled = ended and kernels.settle(state, goal, self._direct, _AT_GOAL, _AT_REST)
+        self._candidate = state[0].copy()
 
-    def adopt(self, setpoint: Setpoint, step: FloatVector, change: FloatVector) -> None:
-        """Take over what was sent: the setpoint and its differences per tick, all (S,)."""
+    def adopt(self, motion: kernels.Motion) -> None:
+        """Take over what was sent: the setpoint and its differences per tick."""
         if not self._follows:
             return
-        if setpoint is self._candidate or (setpoint == self._candidate).all():
-            self._state = self._next
+        if kernels.equal(motion.setpoint, self._candidate):
+            self._state[:] = self._next
             return
-        # a backward difference of setpoints is half a tick old
-        self._state = np.stack([setpoint, (step + 0.5 * change) / self._tick_s, change / self._tick_s**2])
+        kernels.adopt(motion, self._tick_s, self._state)
         self._new = True
 
     def _aim(self, goal: FloatVector, remaining_s: float) -> None:
         """Choose the state to reach when a new goal is due."""
         tick_s = self._tick_s
-        since_s = max(remaining_s - (self._remaining_s - tick_s), tick_s)
-        left_s = max(remaining_s, tick_s)
-        mean = (goal - self._state[0]) / left_s
-        flow = (goal - self._goal) / since_s
-        speed = _FLOW_SHARE * np.minimum(np.abs(mean), np.abs(flow)) * (np.sign(mean) == np.sign(flow))
-        acceleration = np.maximum(self._max_acceleration, 1e-9)
-        ramp_s = speed / acceleration + np.where(np.isfinite(self._max_jerk), acceleration / self._max_jerk, 0.0)
-        away = np.sign(mean) * speed * 0.5 * ramp_s  # of the stop that begins when the next goal did not come
-        if self._first:  # one goal is no stream yet
-            speed = np.zeros_like(speed)
+        times_s = max(remaining_s, tick_s), max(remaining_s - (self._remaining_s - tick_s), tick_s)
+        share = 0.0 if self._first else _FLOW_SHARE  # one goal is no stream yet
+        kernels.aim(goal, self._goal, self._state[0], times_s, share, self._acceleration, self._ease_s, self._target)
         self._first = False
-        self._goal = goal
-        self._target_velocity = np.where(np.abs(away) < np.abs(goal - self._state[0]), np.sign(mean) * speed, 0.0)
-        self._target = goal - np.where(self._target_velocity != 0.0, away, 0.0)
+        self._goal[:] = goal
         self._new = True
 
     def _plan(self, remaining_s: float) -> bool:
-        """Trajectories to the target from here; False if there are none."""
-        down, up = self._max_velocity, self._max_velocity
-        if self._ceiling is not None:
-            ahead = self._state[0] + self._state[1] * _CEILING_AHEAD_S
-            floor = 0.01 * self._max_velocity
-            down, up = (
-                np.maximum(np.minimum(LIMITS_SHARE * most / self._tick_s, self._max_velocity), floor)
-                for most in self._ceiling.at(ahead)
-            )
-        target = (self._target, np.clip(self._target_velocity, -down, up))
+        """Trajectories to the target from here; False if there are none.
+
+        An axis that comes late must not slow the others down: it goes to the goal alone.
+        """
+        planner, state, speeds, target = self._planner, self._state, self._speeds, self._aimed
+        target[:] = self._target
+        share = LIMITS_SHARE / self._tick_s
+        kernels.speeds_ahead(state, _CEILING_AHEAD_S, self._ceiling.terms, share, self._max_velocity, target[1], speeds)
+        if self._ceiling.exists:
+            planner.within(speeds)
+        planner.start(state)
+        planner.end(target)
         self._time_s = 0.0
-        self._apart = False
-        every = ~self._direct
-        if remaining_s <= _TIME_TOLERANCE_S:
-            self._slow, self._apart = every, True
-            planned = self._alone.plan(self._state, target, (down, up), every, None)
-            self._ends_s = self._alone.duration_s
+        self._some_late, self._some_in_time = True, False
+        planned = planner.plan(self._alone, self._every)
+        self._ends_s = self._alone.duration
+        if remaining_s <= _TIME_TOLERANCE_S or not planned:
             return planned
-        if not self._together.plan(self._state, target, (down, up), every, remaining_s):
-            return False
-        self._ends_s = self._together.duration_s
-        if self._ends_s <= remaining_s + _TIME_TOLERANCE_S:
-            return True
-        late = self._together.least_s() > remaining_s + _TIME_TOLERANCE_S
-        # an axis that comes late must not slow the others down
-        self._slow, self._apart = late, True
-        goal = (np.where(late, self._goal, target[0]), np.where(late, 0.0, target[1]))
-        in_time = every & ~late
-        return (not in_time.any() or self._together.plan(self._state, goal, (down, up), in_time, remaining_s)) and (
-            self._alone.plan(self._state, goal, (down, up), every & late, None)
+        least_s = np.array(self._alone.independent_min_durations)
+        due_s = remaining_s + _TIME_TOLERANCE_S
+        self._some_late, self._some_in_time = kernels.part(
+            least_s, due_s, self._direct, self._goal, target, self._late, self._in_time
         )
+        self._ends_s = remaining_s
+        if self._some_late:
+            planner.end(target)
+            planned = planner.plan(self._alone, self._late)
+            self._ends_s = self._alone.duration
+        if planned and self._some_in_time:
+            planned = planner.plan(self._together, self._in_time, remaining_s)
+            self._ends_s = max(self._ends_s, self._together.duration)
+        return planned
 
 
-class _Trajectory:
-    """One ruckig trajectory for some of the axes."""
+class _Planner:
+    """What ruckig is asked, kept between two questions: setting it costs as much as the answer."""
 
-    def __init__(
-        self, size: int, max_acceleration: FloatVector, max_jerk: FloatVector, synchronization: Synchronization
-    ) -> None:
+    def __init__(self, size: int, speeds: FloatVector, max_acceleration: FloatVector, max_jerk: FloatVector) -> None:
         self._ruckig = Ruckig(size)
-        self._trajectory = Trajectory(size)
         self._input = InputParameter(size)
         self._input.max_acceleration = max_acceleration.tolist()
         self._input.max_jerk = max_jerk.tolist()
-        self._input.synchronization = synchronization
+        self.within(speeds)
 
-    def plan(
-        self,
-        state: FloatVector,
-        target: tuple[FloatVector, FloatVector],
-        speeds: tuple[FloatVector, FloatVector],
-        enabled: NDArray[np.bool_],
-        duration_s: float | None,
-    ) -> bool:
-        """From state (3, S): p, v, a to target (p, v), at speeds (down, up), in `duration_s` or as fast as it goes."""
+    def within(self, speeds: FloatVector) -> None:
+        """Speeds (2, S): the lowest and the highest."""
+        self._input.min_velocity, self._input.max_velocity = speeds.tolist()
+
+    def start(self, state: FloatVector) -> None:
+        """From (3, S): position, velocity, acceleration."""
         wanted = self._input
         wanted.current_position, wanted.current_velocity, wanted.current_acceleration = state.tolist()
-        wanted.target_position, wanted.target_velocity = target[0].tolist(), target[1].tolist()
-        wanted.min_velocity, wanted.max_velocity = (-speeds[0]).tolist(), speeds[1].tolist()
-        wanted.enabled = enabled.tolist()
+
+    def end(self, target: FloatVector) -> None:
+        """To (2, S): position, velocity."""
+        self._input.target_position, self._input.target_velocity = target.tolist()
+
+    def plan(self, into: Trajectory, axes: NDArray[np.bool_], duration_s: float | None = None) -> bool:
+        """A trajectory of some axes, together in `duration_s`, or each alone as fast as it goes; False for none."""
+        wanted = self._input
+        wanted.enabled = axes.tolist()
+        wanted.synchronization = Synchronization.No if duration_s is None else Synchronization.Time
         wanted.minimum_duration = duration_s
         try:
-            result: Result = self._ruckig.calculate(wanted, self._trajectory)
+            result: Result = self._ruckig.calculate(wanted, into)
         except RuckigError:
             return False
         return bool(result == Result.Working)
-
-    def least_s(self) -> FloatVector:
-        """Shortest time (S,) that each axis would need."""
-        return np.array(self._trajectory.independent_min_durations)
-
-    @property
-    def duration_s(self) -> float:
-        return float(self._trajectory.duration)
-
-    def at(self, time_s: float) -> tuple[list[float], list[float], list[float]]:
-        """Position, velocity and acceleration, each (S,), so long after the start."""
-        return self._trajectory.at_time(time_s)

@@ -70,16 +70,16 @@ class MotionFilter:
         if candidate is None:
             return self.stop(effort)
         setpoint = self._filter.toward(candidate, tank, effort)
-        self._interpolator.adopt(setpoint, self._filter.step, self._filter.change)
+        self._interpolator.adopt(self._filter.motion)
         if tank is not None and effort is not None:
-            tank.book(effort, self._filter.step)
+            tank.book(effort, self._filter.motion.step)
         return setpoint
 
     def stop(self, effort: Setpoint | None = None) -> Setpoint:
         """The next setpoint of the fastest allowed ramp to rest."""
         self._pace = 1.0
         setpoint = self._filter.stop()
-        self._interpolator.adopt(setpoint, self._filter.step, self._filter.change)
+        self._interpolator.adopt(self._filter.motion)
         if self.tank is not None and effort is not None:
-            self.tank.book(effort, self._filter.step)
+            self.tank.book(effort, self._filter.motion.step)
         return setpoint

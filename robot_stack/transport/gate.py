@@ -6,23 +6,21 @@ address. A CURVE server without a ZAP handler would let *every* key in; ZAP_ENFO
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import socket as tcp
 import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from os import dup
 
 import zmq
 from zmq.utils import z85
 
 from robot_stack.core.errors import ConfigError, TransportError
+from robot_stack.transport.backlog import Backlog, peer_address
 from robot_stack.transport.keys import KeyStore, Role
-from robot_stack.transport.services import Service
+from robot_stack.transport.services import Pattern, Service
 from robot_stack.transport.wire import Throttle, check_address, set_common_options
 
 _log = logging.getLogger(__name__)
@@ -103,6 +101,7 @@ class Gatekeeper:
         self._admitted: frozenset[bytes] = frozenset()
         self._accepted: dict[int, str] = {}
         self._failed_handshake = ""
+        self._backlog = Backlog(service.max_message_bytes) if service.pattern is Pattern.REQUEST else None
         self._thread: threading.Thread | None = None
         self.admitted_was_revoked = False
 
@@ -130,6 +129,11 @@ class Gatekeeper:
         peer = self._allowed.get(user_id.encode())
         return peer if peer is not None and peer.role in self._service.roles else None
 
+    def heard_from(self, frame: zmq.Frame) -> None:
+        """Call with the first frame of every message that was read whole: its connection holds nothing back."""
+        if self._backlog is not None:
+            self._backlog.heard(int(frame.get(zmq.SRCFD)))
+
     def _run(self, zap: zmq.Socket[bytes], monitor: zmq.Socket[bytes]) -> None:
         refresh_at_s = 0.0
         poller = zmq.Poller()
@@ -145,6 +149,8 @@ class Gatekeeper:
                     self._answer(zap)
                 if time.monotonic() >= refresh_at_s:
                     self._refresh()
+                    for address, reason in self._backlog.cut() if self._backlog is not None else ():
+                        self._refusals.add(address, reason)
                     refresh_at_s = time.monotonic() + _REFRESH_S
             except Exception:
                 # Nobody reads the monitor if this thread dies, and libzmq blocks. So: admit nobody, say so, go on.
@@ -162,8 +168,7 @@ class Gatekeeper:
     def _answer(self, zap: zmq.Socket[bytes]) -> None:
         routing, _, version, request_id, _, address, _, mechanism, *credentials = zap.recv_multipart()
         key = z85.encode(credentials[0]) if mechanism == b"CURVE" and len(credentials) == 1 else b""
-        if key not in self._allowed:
-            self._refresh()  # it may have been made a moment ago
+        self._refresh()  # the key may have been made, or revoked, a moment ago
         reason = self._why_refused(key)
         if reason:
             self._refusals.add(address.decode("ascii", "replace"), reason)
@@ -188,16 +193,20 @@ class Gatekeeper:
         """
         event, value = struct.unpack("=HI", event_frames[0])
         if event == zmq.EVENT_ACCEPTED:
-            self._accepted[value] = _peer_address(value)
+            self._accepted[value] = peer_address(value) or _UNKNOWN_ADDRESS
+            if self._backlog is not None:
+                self._backlog.accepted(value, self._accepted[value])
         elif event == zmq.EVENT_DISCONNECTED:
             address = self._accepted.pop(value, _UNKNOWN_ADDRESS)
+            if self._backlog is not None:
+                self._backlog.disconnected(value)
             if self._failed_handshake:
                 self._refusals.add(address, self._failed_handshake)
                 self._failed_handshake = ""
         elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
             self._failed_handshake = _PROTOCOL_REASONS.get(value, f"it speaks another protocol (error {value:#x})")
         elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-            self._failed_handshake = "it left or fell silent before it showed a key"
+            self._failed_handshake = "it left or fell silent before it showed a key; maybe it does not use CURVE"
         return bool(event != zmq.EVENT_MONITOR_STOPPED)
 
 
@@ -280,11 +289,3 @@ class BoundSocket:
 
 def _names(roles: Iterable[Role]) -> str:
     return ", ".join(sorted(role.value for role in roles))
-
-
-def _peer_address(descriptor: int) -> str:
-    """Who is at the other end of a TCP socket that libzmq owns; it may have closed it already."""
-    with contextlib.suppress(OSError), tcp.socket(fileno=dup(descriptor)) as connection:
-        host, port, *_ = connection.getpeername()
-        return f"{host}:{port}"
-    return _UNKNOWN_ADDRESS

@@ -35,6 +35,7 @@ class Service:
         requests: for each role that may connect, the message types it may send (none on a stream).
         rate_hz: nominal rate; 0 where there is none.
         quota_hz: requests answered per peer and second, bursts of one second included; more are refused.
+        quota_bytes_per_s: bytes of requests taken per peer and second, in the same way.
         queue: messages kept per peer while the receiver is busy, or 0: the newest only.
         max_message_bytes: cap of a request, or of a message of a stream, all frames together.
         max_reply_bytes: cap of a reply.
@@ -57,6 +58,7 @@ class Service:
     start_with: str
     description: str
     quota_hz: float = 0.0
+    quota_bytes_per_s: float = 0.0
     max_reply_bytes: int = 0
     roles: frozenset[Role] = field(init=False)
 
@@ -81,6 +83,7 @@ _TABLE = (
         requests={Role.EDGE: _DRIVE_ROBOT, Role.OPERATOR: _DRIVE_ROBOT, Role.VIEWER: _WATCH_ROBOT},
         rate_hz=0.0,
         quota_hz=5000.0,
+        quota_bytes_per_s=4 * MIB,
         queue=64,
         max_message_bytes=64 * KIB,
         max_reply_bytes=8 * MIB,
@@ -114,6 +117,7 @@ _TABLE = (
         },
         rate_hz=0.0,
         quota_hz=5000.0,
+        quota_bytes_per_s=256 * MIB,
         queue=4,
         max_message_bytes=32 * MIB,
         max_reply_bytes=8 * MIB,
@@ -134,6 +138,7 @@ _TABLE = (
         },
         rate_hz=0.0,
         quota_hz=1000.0,
+        quota_bytes_per_s=4 * MIB,
         queue=16,
         max_message_bytes=64 * KIB,
         max_reply_bytes=8 * MIB,

@@ -115,19 +115,19 @@ class Throttle:
 
 
 class TokenBucket:
-    """`rate_hz` tokens per second, at most one second's worth saved up."""
+    """`rate` tokens per second, at most one second's worth saved up."""
 
-    def __init__(self, rate_hz: float) -> None:
-        self._rate_hz = rate_hz
-        self._tokens = rate_hz
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._tokens = rate
         self._filled_ns = time.monotonic_ns()
 
-    def take(self) -> bool:
-        """Take one token; False if there is none."""
+    def take(self, tokens: float = 1.0) -> bool:
+        """Take so many tokens; False, and none taken, if there are fewer."""
         now_ns = time.monotonic_ns()
-        self._tokens = min(self._rate_hz, self._tokens + (now_ns - self._filled_ns) / NS_PER_S * self._rate_hz)
+        self._tokens = min(self._rate, self._tokens + (now_ns - self._filled_ns) / NS_PER_S * self._rate)
         self._filled_ns = now_ns
-        if self._tokens < 1.0:
+        if self._tokens < tokens:
             return False
-        self._tokens -= 1.0
+        self._tokens -= tokens
         return True

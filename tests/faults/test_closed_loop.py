@@ -15,7 +15,7 @@ from robot_stack.apps.keys import ROBOT_KEY, VIEWER_KEY
 from robot_stack.apps.layout import RunLayout
 from robot_stack.apps.reporting import check_integrity
 from robot_stack.apps.supervisor import Supervisor, robot_stack_command
-from robot_stack.buffer.steps import StepLog
+from robot_stack.buffer.store import StepStore
 from robot_stack.core.messages import Lifecycle, RobotState, Step
 from robot_stack.learner.checkpoint import CheckpointStore
 from robot_stack.transport.keys import KeyStore
@@ -28,7 +28,7 @@ TICK_S = 0.01
 
 
 def recorded(run: SmallRun) -> list[Step]:
-    with StepLog(run.root / "learner" / "steps") as log:
+    with StepStore(run.root / "learner" / "steps") as log:
         return [step for _, step in log.iterate(0)]
 
 

@@ -18,9 +18,11 @@ from pathlib import Path
 
 import pytest
 
-from robot_stack.buffer.log import DurableLog, LogReader
+from robot_stack.buffer.log import DurableLog
+from robot_stack.buffer.log_reader import LogReader
 from robot_stack.buffer.segment import FILE_HEADER_BYTES, RECORD_HEADER_BYTES, list_segments
 from robot_stack.core.errors import CorruptDataError, StorageError
+from robot_stack.core.messages import STEP_SCHEMA_VERSION
 
 
 def payload(index: int) -> bytes:
@@ -181,8 +183,8 @@ def test_damage_that_happens_while_the_log_is_open_is_found_by_reading(tmp_path:
 
 def test_another_schema_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "log", 2)
-    monkeypatch.setattr("robot_stack.buffer.segment.SCHEMA_VERSION", 999)
-    with pytest.raises(StorageError, match="schema 2; this program reads 1 and 999"):
+    monkeypatch.setattr("robot_stack.buffer.segment.STEP_SCHEMA_VERSION", 999)
+    with pytest.raises(StorageError, match=f"schema {STEP_SCHEMA_VERSION}; this program reads 1 and 999"):
         DurableLog(tmp_path / "log").open()
 
 

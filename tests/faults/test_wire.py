@@ -18,11 +18,13 @@ import psutil
 import pytest
 import zmq
 
+from benchmarks.wire import fuzz
 from robot_stack.core.codec import encode, unpack
-from robot_stack.core.errors import UnreachableError
-from robot_stack.core.messages import Failed, GetState, Ping, Pong, RobotReply, RobotState, StopRobot
+from robot_stack.core.errors import CommandRefusedError, UnreachableError
+from robot_stack.core.messages import Failed, GetState, Ping, Pong, RobotReply, RobotRequest, RobotState, StopRobot
 from robot_stack.transport.client import RequestClient
 from robot_stack.transport.keys import KeyStore
+from robot_stack.transport.server import RequestServer
 from robot_stack.transport.services import SERVICES
 from robot_stack.transport.stream import Publisher, Subscriber
 from tests.transport_kit import (
@@ -87,7 +89,7 @@ def test_ten_thousand_malformed_messages_cost_the_server_nothing(
     keys: KeyStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     rng = random.Random(7)
-    generous = service_with(ROBOT, quota_hz=1e9)
+    generous = service_with(ROBOT, quota_hz=1e9, quota_bytes_per_s=1e12)
     with Serving(keys, service=generous) as serving, client(keys, serving.server.address, "operator") as good:
         ping(good)
         before_bytes = psutil.Process().memory_info().rss
@@ -159,10 +161,79 @@ def test_noise_from_programs_that_speak_another_protocol_is_shown_and_harmless(k
             assert isinstance(ping(good), Pong)
 
 
+def test_many_large_messages_in_a_row_are_no_endless_one(keys: KeyStore) -> None:
+    generous = service_with(ROBOT, quota_bytes_per_s=1e12)
+    with Serving(keys, service=generous) as serving, raw_dealer(keys, serving.server.address) as dealer:
+        for _ in range(1500):  # 90 MB
+            dealer.send_multipart([b"12345678", bytes(60_000)])
+            dealer.recv_multipart()
+        assert serving.server.refused_count == 0
+
+
+def test_a_message_of_very_many_frames_never_holds_the_server_up(keys: KeyStore) -> None:
+    server: RequestServer[RobotRequest] = RequestServer(ROBOT, LOOPBACK, keys, "robot", RobotRequest)
+    with server, raw_dealer(keys, server.address) as dealer:
+        for _ in range(2):
+            dealer.send_multipart([b"12345678", *encode(Ping()), *[b""] * 100_000])
+        dealer.send_multipart([b"87654321", *encode(Ping())])
+        longest_s, requests, until_s = 0.0, [], time.monotonic() + 30.0
+        while not requests and time.monotonic() < until_s:
+            began_s = time.thread_time()
+            requests = server.poll(0.01)
+            longest_s = max(longest_s, time.thread_time() - began_s)
+        assert [request.message for request in requests] == [Ping()]
+        requests[0].reply(Pong(stamp_ns=1))
+        dealer.rcvtimeo = 10_000
+        answers = [dealer.recv_multipart() for _ in range(3)]
+    assert [answer[0] for answer in answers] == [b"12345678", b"12345678", b"87654321"]
+    assert all("frames" in _failed(answer[1:]).message for answer in answers[:2])
+    assert longest_s < 0.1
+
+
+def test_a_peer_that_sends_too_many_bytes_is_refused_and_another_is_served(keys: KeyStore) -> None:
+    narrow = service_with(ROBOT, quota_bytes_per_s=100_000.0)
+    big = command(np.zeros(10_000, np.float32))
+    with Serving(keys, service=narrow) as serving, client(keys, serving.server.address) as asking:
+        asking.request(big, 5.0)
+        asking.request(big, 5.0)
+        with pytest.raises(CommandRefusedError, match="100000 bytes per second") as refused:
+            asking.request(big, 5.0)
+        assert refused.value.reason == "quota"
+        with client(keys, serving.server.address, "operator") as other:
+            assert isinstance(ping(other), Pong)
+        time.sleep(0.5)
+        asking.request(big, 5.0)
+        assert serving.server.counts["quota"] == 1
+
+
+def test_a_refusal_does_not_repeat_megabytes_of_the_message(keys: KeyStore, caplog: pytest.LogCaptureFixture) -> None:
+    name = "x" * 50_000
+    header = msgspec.msgpack.encode(
+        {"type": "Command", "session": "s", "seq": 1, "deadline_ns": 1, "action": [1, name, [1]]}
+    )
+    with Serving(keys) as serving, raw_dealer(keys, serving.server.address) as dealer:
+        dealer.send_multipart([b"12345678", header, bytes(4)])
+        assert len(_failed(dealer.recv_multipart()[1:]).message) < 500
+    assert all(len(record.getMessage()) < 700 for record in caplog.records)
+
+
+def test_twenty_thousand_hostile_requests_to_a_learner(tmp_path: Path) -> None:
+    """The short form of `benchmarks.wire`: a server in its own process, a good peer and noise beside."""
+    result = fuzz(tmp_path / "learner", messages=20_000, seed=11)
+    assert result.crashes == 0 and result.server is not None
+    assert result.unanswered == 0
+    assert result.server.hangs == 0, result.server.longest_poll_ms
+    assert result.server.memory_growth_mb < 64
+    assert result.good_failed == 0 and result.good_served > 100
+    assert result.noise_connections > 20
+    assert result.server.refused["malformed"] > 10_000 and result.server.served > 1_000
+
+
 class FreezingProxy:
     """Passes bytes both ways between clients and one server, except while frozen: then it holds them back."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, freeze_after_bytes: int | None = None) -> None:
+        self._freeze_after_bytes = freeze_after_bytes
         self.frozen = threading.Event()
         self.passed_bytes = 0
         self._target = ("127.0.0.1", int(target.rsplit(":", 1)[1]))
@@ -201,12 +272,29 @@ class FreezingProxy:
             if data:
                 other.sendall(data)
                 self.passed_bytes += len(data)
+                if self._freeze_after_bytes is not None and self.passed_bytes > self._freeze_after_bytes:
+                    self.frozen.set()
                 return
         except OSError:
             pass
         for closing in (end, other):
             del self._others[closing]
             closing.close()
+
+
+def test_a_message_that_never_ends_is_noticed_and_its_connection_cut(keys: KeyStore) -> None:
+    with (
+        Serving(keys) as serving,
+        client(keys, serving.server.address, "operator") as good,
+        FreezingProxy(serving.server.address, freeze_after_bytes=30_000_000) as proxy,
+        raw_dealer(keys, proxy.address) as dealer,
+    ):
+        dealer.send_multipart([b"12345678", *encode(Ping()), *[bytes(60_000)] * 1000])
+        refused = serving.server.refused
+        assert eventually(lambda: any("without finishing a message" in peer.reason for peer in refused), within_s=10.0)
+        assert refused[0].address.startswith("127.0.0.1:")
+        assert isinstance(ping(good), Pong)
+        assert serving.messages == [Ping()]
 
 
 def test_a_request_held_back_by_a_partition_is_not_carried_out_when_the_link_heals(keys: KeyStore) -> None:

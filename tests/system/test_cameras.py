@@ -8,7 +8,7 @@ import numpy as np
 
 from robot_stack.apps.connections import free_network, network_overrides
 from robot_stack.apps.supervisor import Supervisor, robot_stack_command
-from robot_stack.buffer.steps import StepLog
+from robot_stack.buffer.store import StepStore
 from tests.system.conftest import run_cli
 
 SIZE_PX = 256  # of a simulated robot's view cameras
@@ -33,7 +33,7 @@ def test_demonstrations_are_recorded_with_pictures_of_a_camera_process(tmp_path:
         supervisor.start("camera", robot_stack_command("camera", "--name", "front", *overrides))
         done = run_cli("collect", "--connect", *overrides, timeout_s=150.0)
     assert done.returncode == 0, done.stderr[-2000:]
-    with StepLog(tmp_path / "pictures" / "demonstrations") as log:
+    with StepStore(tmp_path / "pictures" / "demonstrations") as log:
         steps = [step for _, step in log.iterate(0)]
     pictures = [step.observation["observation.images.front"] for step in steps]
     assert all(picture.shape == (SIZE_PX, SIZE_PX, 3) and picture.dtype == np.uint8 for picture in pictures)

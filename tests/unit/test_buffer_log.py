@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from robot_stack.buffer.log import DurableLog, LogReader
+from robot_stack.buffer.log import DurableLog
+from robot_stack.buffer.log_reader import LogReader
 from robot_stack.buffer.segment import MAX_PAYLOAD_BYTES, list_segments
 from robot_stack.core.errors import CorruptDataError, StorageError
 

@@ -86,14 +86,14 @@ def test_after_a_power_loss_new_records_do_not_pass_for_acknowledged(tmp_path: P
 def test_a_full_spool_says_so_and_drains(tmp_path: Path) -> None:
     record = bytes(10_000)
     with Spool(tmp_path / "spool", CAPACITY) as spool:
-        assert spool.has_room(20 * len(record))
+        assert spool.bytes_used + 20 * len(record) < CAPACITY
         kept = 0
         with pytest.raises(StorageError, match="Start the learner or mend the link"):
             while True:
                 spool.put(record)
                 kept += 1
         assert kept * len(record) > 0.9 * CAPACITY
-        assert not spool.has_room(len(record))
+        assert spool.bytes_used + len(record) > 0.9 * CAPACITY
         assert spool.unacknowledged == kept
         for _ in range(3):  # for ever after: what was acknowledged makes room
             while spool.unacknowledged:
@@ -202,3 +202,70 @@ def test_kill_9_of_the_edge_loses_no_record_that_was_put(tmp_path: Path) -> None
             shipped |= set(range(first, first + len(records)))
             spool.acknowledge(first + len(records) - 1)
     assert shipped >= set(range(put))
+
+
+# ---- records that the learner refuses for good ------------------------------------------------------------------
+
+
+def test_a_refused_record_is_set_aside_whole_and_no_longer_blocks(tmp_path: Path) -> None:
+    with Spool(tmp_path / "spool", CAPACITY) as spool:
+        for record in (b"bad", b"good"):
+            spool.put(record)
+        used = spool.bytes_used
+        path = spool.set_aside(0, "its reward is nan")
+        assert path.read_bytes() == b"bad"
+        assert path.with_suffix(".txt").read_text() == "its reward is nan"
+        assert spool.pending(10, 1000) == (1, [b"good"])
+        assert (spool.refused, spool.acknowledged, spool.unacknowledged) == (1, 0, 1)
+        assert spool.bytes_used == used + 3
+        with pytest.raises(StorageError, match="cannot be set aside"):
+            spool.set_aside(0, "again")
+        spool.acknowledge(1)
+    with Spool(tmp_path / "spool", CAPACITY) as spool:
+        assert (spool.refused, spool.acknowledged, spool.unacknowledged) == (1, 1, 0)
+        assert path.read_bytes() == b"bad"
+
+
+def test_a_record_that_cannot_be_set_aside_stays_in_the_spool(tmp_path: Path) -> None:
+    with Spool(tmp_path / "spool", CAPACITY) as spool:
+        spool.put(b"bad")
+        spool.refused_directory.touch()  # a file where the folder should be
+        with pytest.raises(StorageError, match="cannot write"):
+            spool.set_aside(0, "reason")
+        assert spool.pending(10, 1000) == (0, [b"bad"])
+        assert spool.refused == 0
+
+
+def test_records_set_aside_take_room_so_that_they_cannot_fill_the_disk(tmp_path: Path) -> None:
+    record = bytes(100_000)
+    with Spool(tmp_path / "spool", CAPACITY) as spool:
+        with pytest.raises(StorageError, match="is full"):
+            for number in range(100):
+                spool.put(number.to_bytes(4, "little") + record)
+                spool.set_aside(number, "reason")
+        assert 3 <= spool.refused <= 6
+
+
+def test_a_log_that_its_disk_stopped_is_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write fails halfway and cannot be taken back either: nothing of it may count, and the rest must stay."""
+
+    def fail(fd: int, *_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with Spool(tmp_path / "spool", CAPACITY) as spool:
+        spool.put(b"a")
+        spool.put(b"b")
+        spool.acknowledge(0)
+        with monkeypatch.context() as patch:
+            real = os.pwrite
+            patch.setattr(os, "ftruncate", fail)
+            patch.setattr(os, "pwrite", lambda fd, data, at: real(fd, data[:20], at) if len(data) > 20 else fail(fd))
+            with pytest.raises(StorageError, match="Input/output"):
+                spool.put(b"half" * 10)
+        with pytest.raises(StorageError, match="stopped"):
+            spool.put(b"c")
+        assert spool.unacknowledged == 1
+        spool.mend()
+        spool.mend()
+        assert spool.put(b"c") == 2
+        assert spool.pending(10, 1000) == (1, [b"b", b"c"])

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from robot_stack.core.codec import unpack
 from robot_stack.core.errors import MessageError, PolicyError, RobotError
 from robot_stack.core.messages import (
     ActionChunk,
@@ -113,35 +112,61 @@ def test_stale_and_incomplete_states_are_refused() -> None:
         aligner.observe(state(features={}), 0, 0, 0)
 
 
-def test_the_recorder_stores_asked_sent_and_verdict_and_numbers_steps() -> None:
-    records: list[bytes] = []
-    recorder = Recorder(RecordingId("run", "robot_0", "ramp"), records.append)
+def loop_step(
+    index: int, episode: int = 4, source: Source = Source.POLICY, *, ended: bool = False, base: FloatArray | None = None
+) -> LoopStep:
     result = CommandResult(
         seq=1, verdict=Verdict.CLIPPED, refusal=None, message="", sent=np.array([1.0], dtype=np.float32)
     )
-    for index, ended in ((0, False), (1, True)):
-        recorder.on_step(
-            LoopStep(
-                episode=EpisodeId(4, 77),
-                observation=Aligner(SPEC, 1.0).observe(state(0.5), 0, 77, index),
-                action_base=np.array([2.0], dtype=np.float32),
-                action_asked=np.array([3.0], dtype=np.float32),
-                stepped=Stepped(result, state(0.6), 0, late=False),
-                source=Source.POLICY,
-                weights_version=9,
-                terminated=False,
-                truncated=ended,
-                following=Aligner(SPEC, 1.0).observe(state(0.6), 0, 77, index + 1),
-                following_base=np.array([4.0], dtype=np.float32) if ended else None,
-            )
-        )
-    first, last = (unpack(record, Step) for record in records)
+    return LoopStep(
+        episode=EpisodeId(episode, 77),
+        observation=Aligner(SPEC, 1.0).observe(state(0.5), 0, 77, index),
+        action_base=np.array([2.0], dtype=np.float32) if base is None else base,
+        action_asked=np.array([3.0], dtype=np.float32),
+        stepped=Stepped(result, state(0.6), 0, late=False),
+        source=source,
+        weights_version=9,
+        terminated=False,
+        truncated=ended,
+        following=Aligner(SPEC, 1.0).observe(state(0.6), 0, 77, index + 1),
+        following_base=np.array([4.0], dtype=np.float32) if ended else None,
+    )
+
+
+def test_the_recorder_stores_asked_sent_and_verdict_and_numbers_steps() -> None:
+    steps: list[Step] = []
+    recorder = Recorder(RecordingId("run", "robot_0", "ramp"), steps.append)
+    recorder.on_step(loop_step(0))
+    recorder.on_step(loop_step(1, ended=True))
+    first, last = steps
     assert (first.seq, last.seq, first.session) == (0, 1, last.session)
     assert (first.action_base[0], first.action_asked[0], first.action_sent[0]) == (2.0, 3.0, 1.0)
     assert first.verdict is Verdict.CLIPPED and first.weights_version == 9 and first.final_observation is None
     assert last.final_observation is not None and last.final_observation[STATE][0] == np.float32(0.6)
     assert last.final_action_base is not None and last.final_action_base[0] == 4.0
     assert last.truncated and not last.terminated
+
+
+def test_every_change_of_the_source_begins_a_segment_and_every_episode_begins_at_0() -> None:
+    steps: list[Step] = []
+    recorder = Recorder(RecordingId("run", "robot_0", "ramp"), steps.append)
+    policy, recovery, correction = Source.POLICY, Source.HUMAN_RECOVERY, Source.HUMAN_CORRECTION
+    for episode, sources in (
+        (4, [policy, policy, recovery, correction, policy]),
+        (5, [policy, recovery]),
+        (6, [recovery]),
+    ):
+        for index, source in enumerate(sources):
+            recorder.on_step(loop_step(index, episode, source))
+    assert [step.segment for step in steps] == [0, 0, 1, 2, 3, 0, 1, 0]
+
+
+def test_a_recorded_step_does_not_change_when_its_arrays_are_used_again() -> None:
+    steps: list[Step] = []
+    base = np.array([2.0], dtype=np.float32)
+    Recorder(RecordingId("run", "robot_0", "ramp"), steps.append).on_step(loop_step(0, base=base))
+    base[0] = -1.0
+    assert steps[0].action_base[0] == 2.0
 
 
 class Server:

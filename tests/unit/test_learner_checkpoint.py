@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -26,8 +27,8 @@ def tensors(step: int) -> dict[str, Array]:
     }
 
 
-def open_store(directory: Path, keep: int = 3) -> CheckpointStore:
-    store = CheckpointStore(directory, keep)
+def open_store(directory: Path, keep: int = 3, keep_best: int = 1) -> CheckpointStore:
+    store = CheckpointStore(directory, keep, keep_best)
     store.open()
     return store
 
@@ -49,6 +50,69 @@ def test_old_checkpoints_are_pruned(tmp_path: Path) -> None:
     for step in range(5):
         store.save(step, tensors(step), b"")
     assert store.steps() == [3, 4]
+
+
+def test_the_best_are_kept_beside_the_last(tmp_path: Path) -> None:
+    store = open_store(tmp_path, keep=2, keep_best=2)
+    for step, score in enumerate((0.5, None, 0.9, 0.1, 0.7, float("nan"), float("inf"), 0.2)):
+        store.save(step, tensors(step), b"", score)
+    assert store.steps() == [2, 4, 6, 7]
+    best = store.best()
+    assert best is not None and (best.step, best.score) == (2, 0.9)
+    newest = open_store(tmp_path).latest()
+    assert newest is not None and (newest.step, newest.score) == (7, 0.2)
+    assert [store.load(step).score for step in store.steps()] == [0.9, 0.7, None, 0.2]
+
+
+def test_of_equal_scores_the_newer_is_the_better_and_without_scores_there_is_no_best(tmp_path: Path) -> None:
+    store = open_store(tmp_path, keep=1, keep_best=1)
+    store.save(1, tensors(1), b"")
+    assert store.best() is None
+    for step in (2, 3, 4):
+        store.save(step, tensors(step), b"", 0.25)
+    store.save(5, tensors(5), b"")
+    assert store.steps() == [4, 5]
+
+
+def test_a_damaged_best_gives_its_place_to_the_next(tmp_path: Path) -> None:
+    store = open_store(tmp_path, keep=1, keep_best=2)
+    for step, score in ((1, 0.9), (2, 0.8), (3, 0.1)):
+        store.save(step, tensors(step), b"", score)
+    path = tmp_path / "step-000000000001" / "meta.bin"
+    path.write_bytes(b"x")
+    best = store.best()
+    assert best is not None and best.step == 2
+    store.save(4, tensors(4), b"", 0.0)
+    assert store.steps() == [2, 3, 4]
+
+
+def test_checkpoints_of_another_schema_version_are_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store(tmp_path)
+    store.save(1, tensors(1), b"one")
+    store.save(2, tensors(2), b"two")
+    path = tmp_path / "step-000000000002" / "manifest.json"
+    path.write_bytes(path.read_bytes().replace(b'"schema_version":2', b'"schema_version":7'))
+    newest = store.latest()
+    assert newest is not None and newest.step == 1
+    assert "schema version 7" in caplog.text
+
+
+def test_a_removal_that_was_interrupted_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(tmp_path, keep=1)
+    store.save(1, tensors(1), b"one")
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.save(2, tensors(2), b"two")
+    monkeypatch.undo()
+    assert len(list(tmp_path.iterdir())) == 2
+    assert open_store(tmp_path).steps() == [2]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000000002"]
 
 
 def test_pruning_never_counts_a_damaged_checkpoint_as_kept(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from policies.common.normalization import Standardizer
 from policies.residual.config import ResidualConfig
 from policies.residual.runtime import ResidualRuntime
-from robot_stack.buffer.transitions import TransitionBatch
+from robot_stack.buffer.batches import TransitionBatch
 from robot_stack.core.errors import ConfigError, PolicyError
 from robot_stack.core.specs import PolicySpec, vector
 from robot_stack.learner.algorithms.config import ResidualTd3Config
@@ -42,7 +42,7 @@ def biased_reach(rng: np.random.Generator, offset: float, size: int = 64) -> Tra
     action = np.clip(base + rng.uniform(-0.6, 0.6, (size, 2)).astype(np.float32) * HALF_RANGE, -HALF_RANGE, HALF_RANGE)
     reward = 1.0 - np.square(action / HALF_RANGE - observation).sum(axis=1)
     zeros = np.zeros(size, np.float32)
-    return TransitionBatch(
+    return TransitionBatch.of(
         observation=observation,
         action_base=base.astype(np.float32),
         action=action.astype(np.float32),
@@ -107,7 +107,7 @@ def test_values_propagate_through_bootstrapping_and_stop_at_termination() -> Non
         second = (rng.random(64) < 0.5).astype(np.float32)
         observation = np.stack([second, 1 - second], axis=1)
         noise = rng.uniform(-1, 1, (64, 2)).astype(np.float32) * HALF_RANGE
-        batch = TransitionBatch(
+        batch = TransitionBatch.of(
             observation=observation,
             action_base=np.zeros((64, 2), np.float32),
             action=noise,

@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from policies.common.normalization import Standardizer
 from policies.residual.config import ResidualConfig
-from robot_stack.buffer.steps import StepLog
-from robot_stack.buffer.transitions import TransitionBuffer
+from robot_stack.buffer.replay import Replay, ReplayConfig, Stratum
+from robot_stack.buffer.sampling import Part, Sampler
+from robot_stack.buffer.store import StepStore, StoreSettings
 from robot_stack.core.codec import pack
+from robot_stack.core.errors import ConfigError
 from robot_stack.core.messages import Refusal, Source, Step, Verdict
 from robot_stack.core.specs import STATE, vector
 from robot_stack.learner.algorithms.config import ResidualTd3Config
 from robot_stack.learner.algorithms.residual_td3 import ResidualTd3
 from robot_stack.learner.checkpoint import CheckpointStore
-from robot_stack.learner.trainer import Trainer, TrainerSettings, step_vectors
+from robot_stack.learner.trainer import Trainer, TrainerSettings, replay_step
 
 FEATURES = {STATE: vector(("x", "y"))}
 ACTION = vector(("a",), lower=(-1.0,), upper=(1.0,))
@@ -29,9 +32,12 @@ SETTINGS = TrainerSettings(
     updates_per_step=0.5,
     publish_every_steps=15,
     batch_size=16,
-    demonstration_share=0.5,
-    seed=3,
+    n_step=3,
+    discount=0.9,
 )
+
+
+SETTINGS_OF_STORE = StoreSettings(segment_bytes=4096)  # small, so that steps are sealed as the tests run
 
 
 def steps(count: int, session: str, seed: int, refused: int = -1) -> Iterator[Step]:
@@ -65,14 +71,14 @@ def steps(count: int, session: str, seed: int, refused: int = -1) -> Iterator[St
         )
 
 
-def buffer() -> TransitionBuffer:
-    return TransitionBuffer(1000, 2, 1, n_step=3, discount=0.9)
+def replay() -> Replay:
+    return Replay(ReplayConfig(1000, 2, 1, lookahead=SETTINGS.n_step))
 
 
-def trainer(log: StepLog) -> Trainer:
-    demonstrations = buffer()
-    for step in steps(30, "demonstrations", seed=1):
-        demonstrations.add(step_vectors(step, FEATURES))
+def trainer(store: StepStore, settings: TrainerSettings = SETTINGS) -> Trainer:
+    demonstrations, online = replay(), replay()
+    for index, step in enumerate(steps(30, "demonstrations", seed=1)):
+        demonstrations.add(replay_step(step, index, FEATURES, Stratum.DEMONSTRATION))
     algorithm = ResidualTd3(
         ResidualTd3Config(critic_hidden=(16, 16), critic_only_updates=5),
         ResidualConfig(hidden=(16, 16), action_scale=0.3),
@@ -80,7 +86,8 @@ def trainer(log: StepLog) -> Trainer:
         Standardizer(mean=(0.0, 0.0), std=(1.0, 1.0)),
         seed=3,
     )
-    return Trainer(SETTINGS, algorithm, log, buffer(), demonstrations, FEATURES)
+    sampler = Sampler([Part(demonstrations, None, 0.5), Part(online, None, 0.5)], seed=3)
+    return Trainer(settings, algorithm, store, online, sampler, FEATURES)
 
 
 def run(made: Trainer) -> None:
@@ -94,21 +101,21 @@ def fingerprint(made: Trainer) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> Iterator[StepLog]:
-    with StepLog(tmp_path / "log", durability="process") as made:
+def log(tmp_path: Path) -> Iterator[StepStore]:
+    with StepStore(tmp_path / "log", durability="process", settings=SETTINGS_OF_STORE) as made:
         yield made
 
 
-def append(log: StepLog, part: list[Step]) -> None:
+def append(log: StepStore, part: list[Step]) -> None:
     log.append([pack(step) for step in part])
 
 
-def test_how_the_steps_arrive_makes_no_difference(log: StepLog, tmp_path: Path) -> None:
+def test_how_the_steps_arrive_makes_no_difference(log: StepStore, tmp_path: Path) -> None:
     recorded = list(steps(100, "online", seed=2))
     append(log, recorded)
     at_once = trainer(log)
     run(at_once)
-    with StepLog(tmp_path / "slow", durability="process") as slow:
+    with StepStore(tmp_path / "slow", durability="process", settings=SETTINGS_OF_STORE) as slow:
         bit_by_bit = trainer(slow)
         for step in recorded:
             append(slow, [step])
@@ -118,7 +125,7 @@ def test_how_the_steps_arrive_makes_no_difference(log: StepLog, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kill_after", [1, 25, 40, 60, 110])
-def test_killed_and_restored_equals_never_killed(log: StepLog, tmp_path: Path, kill_after: int) -> None:
+def test_killed_and_restored_equals_never_killed(log: StepStore, tmp_path: Path, kill_after: int) -> None:
     append(log, list(steps(100, "online", seed=2)))
     uninterrupted = trainer(log)
     run(uninterrupted)
@@ -138,7 +145,7 @@ def test_killed_and_restored_equals_never_killed(log: StepLog, tmp_path: Path, k
     assert fingerprint(restored) == fingerprint(uninterrupted)
 
 
-def test_weights_are_published_at_episode_ends_only(log: StepLog) -> None:
+def test_weights_are_published_at_episode_ends_only(log: StepStore) -> None:
     append(log, list(steps(100, "online", seed=2)))
     made = trainer(log)
     published_at = []
@@ -151,20 +158,30 @@ def test_weights_are_published_at_episode_ends_only(log: StepLog) -> None:
     assert np.diff(published_at).min() >= SETTINGS.publish_every_steps
 
 
-def test_the_first_published_residual_is_exactly_zero(log: StepLog) -> None:
+def test_the_first_published_residual_is_exactly_zero(log: StepStore) -> None:
     made = trainer(log)
     last = max(name for name in made.published if name.startswith("weight."))
     assert not made.published[last].any()
     assert made.version == 0
 
 
-def test_a_refused_step_is_spanned_by_no_transition(log: StepLog) -> None:
+def test_a_refused_step_is_spanned_by_no_transition(log: StepStore) -> None:
     append(log, list(steps(10, "online", seed=2, refused=4)))
     made = trainer(log)
     run(made)
     online = made._online
     assert made.trained_steps == 10
     bad = list(steps(10, "online", seed=2, refused=4))[4].observation[STATE]
-    batch = online.sample(500, np.random.default_rng(0))
+    sampler = Sampler([Part(online, None, 1.0)], seed=0)
+    batch = sampler.transitions(sampler.draw(500), SETTINGS.n_step, SETTINGS.discount)
     assert not (batch.observation == bad).all(axis=1).any()
     assert not (batch.next_observation == bad).all(axis=1).any()
+
+
+def test_a_checkpoint_of_other_settings_is_refused(log: StepStore) -> None:
+    append(log, list(steps(40, "online", seed=2)))
+    made = trainer(log)
+    run(made)
+    other = trainer(log, msgspec.structs.replace(SETTINGS, batch_size=8))
+    with pytest.raises(ConfigError, match="batch_size=8"):
+        other.restore(*made.state())

@@ -44,6 +44,7 @@ def test_the_table_is_consistent() -> None:
         if service.pattern is Pattern.REQUEST:
             assert service.queue > 0
             assert service.quota_hz > 0.0
+            assert service.quota_bytes_per_s >= service.max_message_bytes
             assert service.max_reply_bytes > 0
         else:
             assert service.queue == 0

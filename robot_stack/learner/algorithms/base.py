@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from robot_stack.buffer.transitions import TransitionBatch
+from robot_stack.buffer.batches import TransitionBatch
 from robot_stack.core.messages import Array
 
 

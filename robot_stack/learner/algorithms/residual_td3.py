@@ -19,7 +19,7 @@ from policies.common.normalization import Standardizer
 from policies.common.store import check_shapes
 from policies.residual.actor import ResidualActor, actor_tensors
 from policies.residual.config import ResidualConfig
-from robot_stack.buffer.transitions import TransitionBatch
+from robot_stack.buffer.batches import TransitionBatch
 from robot_stack.core.errors import PolicyError
 from robot_stack.core.messages import Array
 from robot_stack.core.specs import Feature

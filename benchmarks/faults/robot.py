@@ -1,22 +1,19 @@
-"""The fault scorecard of the robot server: `python -m benchmarks.faults [--quick] [--kills N] [--jumps N] [--seed S]`.
+"""Rows of the robot server: kills in motion, clocks that are off, commands that must not run.
 
-Real processes. Rows: the robot server killed with -9 in motion (per vendor: milliseconds until the vendor's side rests,
-as its simulator knows it; whether anything armed again), the edge killed with -9 (milliseconds from the last command
-to the beginning of the stop, and to rest), edges whose monotonic clock is off by up to an hour (commands refused as
-stale, episodes that did not run), replayed, old-session and expired commands (how many were executed). A row that
-cannot be measured here says why. The last line is one JSON object.
+Real processes. The robot server killed with -9 in motion (per vendor: milliseconds until the vendor's side rests, as
+its simulator knows it; whether anything armed again), the edge killed with -9 (milliseconds from the last command to
+the beginning of the stop, and to rest), edges whose monotonic clock is off by up to an hour (commands refused as stale,
+episodes that did not run), replayed, old-session and expired commands (how many were executed).
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -278,23 +275,13 @@ def _until(condition: Callable[[], bool], timeout_s: float = 90.0) -> None:
     raise SystemExit("the robot server did not come back")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one kill of the edge, no vendors, two clock jumps")
-    parser.add_argument("--kills", type=int, default=20, help="of each process")
-    parser.add_argument("--jumps", type=int, default=200, help="edges with another clock")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        root = Path(directory)
-        result: dict[str, object] = {"refused": refused_commands(2_000 if options.quick else 100_000, options.seed)}
-        result["kill_edge"] = kill_edge(root / "edge", 1 if options.quick else options.kills)
-        result["clock_jumps"] = clock_jumps(root / "clocks", 2 if options.quick else options.jumps, options.seed)
-        for vendor in () if options.quick else VENDORS:
-            result[f"kill_server_{vendor}"] = kill_server(vendor, root / vendor, options.kills)
-            print(vendor, json.dumps(result[f"kill_server_{vendor}"]), flush=True)
-    print(json.dumps({"benchmark": "faults", "seed": options.seed, **result}))
-
-
-if __name__ == "__main__":
-    main()
+def robot_rows(root: Path, kills: int, jumps: int, seed: int, *, quick: bool) -> dict[str, object]:
+    """All rows of this module; quick: one kill of the edge, no vendors, two clock jumps."""
+    rows: dict[str, object] = {"refused": refused_commands(2_000 if quick else 100_000, seed)}
+    rows["kill_edge"] = kill_edge(root / "edge", 1 if quick else kills)
+    rows["clock_jumps"] = clock_jumps(root / "clocks", 2 if quick else jumps, seed)
+    for vendor in () if quick else VENDORS:
+        row = f"kill_server_{vendor}"
+        rows[row] = kill_server(vendor, root / vendor, kills)
+        print(vendor, json.dumps(rows[row]), flush=True)
+    return rows
