@@ -1,9 +1,9 @@
 """Sampling while robots send: four robots at 50 Hz with two cameras, every batch of steps durable before its answer.
 
-Another process plays the robots and sends packed steps over a pipe, each robot in its own quarter of the period, as the
-edges would: not together. A thread appends what has arrived, as the learner's ingest does (one fsync for each append,
-durability `power`; the store seals episodes meanwhile). The sampling thread takes the new steps out of the store into
-its replay every few batches, and goes on sampling through a prefetcher.
+Another process plays the robots and sends packed steps over a pipe as the edges would: the steps that an edge's uplink
+gathers go together, each robot at another time. A thread appends what has arrived, as the learner's ingest does (one
+fsync for each append, durability `power`; the store seals episodes meanwhile). The sampling thread takes the new steps
+out of the store into its replay every few batches, and goes on sampling through a prefetcher.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from benchmarks.buffer.stack import StackReplay, to_replay_step
 from robot_stack.buffer.images import ImageCodec
 from robot_stack.buffer.store import StepStore
 from robot_stack.core.codec import pack
+from robot_stack.edge.uplink import GATHER_S
 
 ROBOTS = 4
 RATE_HZ = 50.0
@@ -41,15 +42,18 @@ _PIPE_BYTES = 1 << 20
 
 def play_robots(pipe: Connection, scene: Scene, codec: ImageCodec, sending: Event, ending: Event) -> None:
     """Sends packed steps at ROBOTS x RATE_HZ while `sending` is set, late ones as soon as it can; b"" at the end."""
-    period_s = 1.0 / (RATE_HZ * ROBOTS)
-    sent, next_s = 0, time.monotonic()
+    period_s = GATHER_S / ROBOTS
+    sent, turn, next_s = [0] * ROBOTS, 0, time.monotonic()
     while not ending.is_set():
         if not sending.wait(_POLL_S):
             next_s = time.monotonic()
             continue
         time.sleep(max(0.0, next_s - time.monotonic()))
-        pipe.send_bytes(pack(scene.step(sent % ROBOTS, sent // ROBOTS, codec)))
-        sent += 1
+        robot, due = turn % ROBOTS, int((turn // ROBOTS + 1) * GATHER_S * RATE_HZ)
+        for record in [pack(scene.step(robot, number, codec)) for number in range(sent[robot], due)]:
+            pipe.send_bytes(record)
+        sent[robot] = due
+        turn += 1
         next_s += period_s
     pipe.send_bytes(b"")
 

@@ -45,8 +45,9 @@ from robot_stack.safety.guard import RobotGuard
 from robot_stack.transport.stream import Subscriber
 
 VENDORS = {"franka_ros2": ("franka", "ros2"), "g1_dds": ("g1", "dds"), "stretch_ros2": ("stretch", "ros2")}
-REST_SPEED = 0.02
+REST_SPEED = 0.05
 WATCH_S = 3.0
+STEPS_IN_MOTION = 4  # fewer than a turn of `half_speed`: the kill must not come where the motion turns back
 HOUR_S = 3600
 NAMESPACE = ("unshare", "--time", "--monotonic")
 
@@ -126,7 +127,7 @@ def kill_server(vendor: str, directory: Path, kills: int) -> dict[str, object]:
 def _drive(stack: Stack, robot: RemoteRobot) -> str:
     """Set the robot in motion; the fault it latched meanwhile, or ''."""
     try:
-        for index in range(8):
+        for index in range(STEPS_IN_MOTION):
             robot.step(half_speed(robot, index))
     except RobotStackError as error:
         return stack.state().fault or str(error)
@@ -139,7 +140,7 @@ def _serves_again(stack: Stack) -> bool:
 
 
 def _time_to_rest_ms(stack: Stack) -> float:
-    """Until the simulator's own joints move slower than 0.02 units/s, watched for three seconds."""
+    """Until the simulator's own joints move slower than 0.05 units/s, watched for three seconds."""
     killed_ns, last_moving_ns = time.monotonic_ns(), time.monotonic_ns()
     before: SceneState | None = None
     scenes: Subscriber[SceneState] = Subscriber(

@@ -148,7 +148,9 @@ class RemoteRobot:
             if result.state is None:
                 raise MessageError(f"{self.spec.name} answered a lock-step command without a state")
             return Stepped(result, result.state, 0, late=False)
-        deadline_ns = self._offset.to_peer_ns(self._clock.now_ns() + s_to_ns(self.spec.command_timeout_s))
+        # The offset may be off by its error bound (a link slower there than back): the deadline errs to the safe side.
+        timeout_ns = s_to_ns(self.spec.command_timeout_s) - self._offset.error_ns
+        deadline_ns = self._offset.to_peer_ns(self._clock.now_ns() + timeout_ns)
         result = self._command(action, deadline_ns)
         overruns = self.pacer.overruns if self.pacer else 0
         if self.pacer is not None:

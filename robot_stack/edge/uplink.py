@@ -46,7 +46,8 @@ MAX_BATCH_BYTES = 16 << 20
 MAX_BATCH_RECORDS = 8192
 QUICK_BATCH_S = 0.25
 SLOW_BATCH_S = 1.0
-IDLE_S = 0.02
+GATHER_S = 0.05
+"""So long the uplink waits once the spool is empty: steps that come meanwhile share one message and one sync."""
 PROGRESS_EVERY_S = 0.2
 PROGRESS_WHILE_BEHIND_S = 1.0
 REQUEST_TIMEOUT_S = 5.0
@@ -160,8 +161,9 @@ class Uplink:
                 with self._make_client() as client:
                     self._greet(client)
                     while not self._stop.is_set():
-                        if not self._turn(client):
-                            self._stop.wait(IDLE_S)
+                        self._turn(client)
+                        if self._spool.unacknowledged == 0:
+                            self._stop.wait(GATHER_S)
             except Exception as error:  # whatever happens, this thread goes on trying: nobody else empties the spool
                 self._show(error)
                 self._stop.wait(RETRY_S)
@@ -182,8 +184,8 @@ class Uplink:
         if not isinstance(reply, Done):
             raise MessageError(f"the learner answered our greeting with {type(reply).__name__}")
 
-    def _turn(self, client: RequestClient[LearnerReply]) -> bool:
-        """Ship one batch or look for news; False if there was nothing to do."""
+    def _turn(self, client: RequestClient[LearnerReply]) -> None:
+        """Ship one batch, if there is one, and look for news when it is time to."""
         first, records = self._spool.pending(self._limits.records, self._limits.size_bytes)
         if records:
             self._ship(client, first, records)
@@ -191,7 +193,6 @@ class Uplink:
         if caught_up or time.monotonic() >= self._next_progress_s:
             self._look_for_news(client)
             self._next_progress_s = time.monotonic() + (PROGRESS_WHILE_BEHIND_S if records else PROGRESS_EVERY_S)
-        return bool(records)
 
     def _ship(self, client: RequestClient[LearnerReply], first: int, records: list[bytes]) -> None:
         begun_s = time.monotonic()

@@ -55,7 +55,7 @@ class RequestClient(Generic[ReplyT]):
         """Send `message` and wait for its reply. Arrays of the reply are read-only.
 
         Raises:
-            UnreachableError: no answer within `timeout_s`.
+            UnreachableError: no answer within `timeout_s`, or the connection was lost while we waited for it.
             AuthenticationError: the server refused our key (at once), or showed another key than the one we know.
             CommandRefusedError: it answered `Failed`, unless `raise_failed` is False: then that is returned.
             MessageError: the message is too large, or the reply is malformed.
@@ -68,16 +68,16 @@ class RequestClient(Generic[ReplyT]):
         if not self._link.send([request_id, *frames], deadline_s):
             self._link.raise_if_refused()
             raise self._link.unreachable(timeout_s)
-        reply = self._receive(request_id, deadline_s, timeout_s)
+        reply = self._receive(request_id, deadline_s, timeout_s, self._link.losses)
         if isinstance(reply, Failed) and reply.reason == REVOKED:
             raise AuthenticationError(f"{self._service.name} refused the request: {reply.message}")
         if isinstance(reply, Failed) and raise_failed:
             raise CommandRefusedError(reply.reason, reply.message)
         return reply
 
-    def _receive(self, request_id: bytes, deadline_s: float, timeout_s: float) -> ReplyT:
+    def _receive(self, request_id: bytes, deadline_s: float, timeout_s: float, losses: int) -> ReplyT:
         while True:
-            frames = self._link.receive(deadline_s)
+            frames = self._link.receive(deadline_s, losses)
             if frames is None:
                 self._link.raise_if_refused()
                 raise self._link.unreachable(timeout_s)

@@ -26,7 +26,10 @@ _WATCHED = (
 
 
 class Link:
-    """One CURVE socket connected to one server, in its own ZeroMQ context. Deadlines are on `time.monotonic`."""
+    """One CURVE socket connected to one server, in its own ZeroMQ context. Deadlines are on `time.monotonic`.
+
+    `losses` counts the connections that were lost: what was asked over one of them is never answered.
+    """
 
     def __init__(
         self, socket_type: int, service: Service, address: str, keys: KeyStore, key_name: str, server_key_name: str
@@ -41,6 +44,7 @@ class Link:
         self._socket: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
         self._connected = False
+        self.losses = 0
         self._refusal = ""
         self._refused_at_s = 0.0
         self._refused_for_good = False
@@ -78,6 +82,8 @@ class Link:
         Nothing waits for a connection that may come later: an old request must not run after a reconnect.
         """
         while (socket := self._wait(zmq.POLLOUT, deadline_s)) is not None:
+            if self._monitor is not None:
+                self._read_monitor(self._monitor)  # what was lost by now is not the connection that is used now
             try:
                 socket.send_multipart(frames, zmq.NOBLOCK, copy=True)
                 return True
@@ -87,9 +93,10 @@ class Link:
                 self.open()
         return False
 
-    def receive(self, deadline_s: float) -> list[Buffer] | None:
-        """The frames of the next message; None if there is none until the deadline."""
-        while (socket := self._wait(zmq.POLLIN, deadline_s)) is not None:
+    def receive(self, deadline_s: float, losses: int | None = None) -> list[Buffer] | None:
+        """The frames of the next message; None if there is none until the deadline, or a connection was lost since
+        `losses` were counted."""
+        while (socket := self._wait(zmq.POLLIN, deadline_s, losses)) is not None:
             try:
                 return [frame.buffer for frame in socket.recv_multipart(zmq.NOBLOCK, copy=False)]
             except zmq.Again:
@@ -113,8 +120,9 @@ class Link:
     def _where(self) -> str:
         return f"{self._service.name} at {self._address}"
 
-    def _wait(self, event: int, deadline_s: float) -> zmq.Socket[bytes] | None:
-        """The socket once it is ready for `event`, None at the deadline; AuthenticationError once it is refused."""
+    def _wait(self, event: int, deadline_s: float, losses: int | None = None) -> zmq.Socket[bytes] | None:
+        """The socket once it is ready for `event`; None at the deadline, or when more connections than `losses` were
+        lost. AuthenticationError once the server has refused us."""
         self._thread.check()
         if self._refused_for_good:
             self.close()
@@ -130,7 +138,7 @@ class Link:
                     self.raise_if_refused()
             if self._socket in ready:
                 return self._socket
-            if left_s <= 0.0:
+            if left_s <= 0.0 or (losses is not None and losses != self.losses):
                 return None
 
     def _read_monitor(self, monitor: zmq.Socket[bytes]) -> None:
@@ -141,6 +149,7 @@ class Link:
                 self._refusal = ""
             elif event == zmq.EVENT_DISCONNECTED:
                 self._connected = False
+                self.losses += 1
             else:
                 self._refused_at_s = time.monotonic()
                 self._refused_for_good = self._refused_for_good or event == zmq.EVENT_HANDSHAKE_FAILED_AUTH
