@@ -50,7 +50,7 @@ GATHER_S = 0.05
 """So long the uplink waits once the spool is empty: steps that come meanwhile share one message and one sync."""
 PROGRESS_EVERY_S = 0.2
 PROGRESS_WHILE_BEHIND_S = 1.0
-REQUEST_TIMEOUT_S = 5.0
+REQUEST_TIMEOUT_S = 20.0
 RETRY_S = 0.3
 STOP_PATIENCE_S = 2.0
 MALFORMED_STEP = "MessageError"

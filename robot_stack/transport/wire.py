@@ -42,7 +42,7 @@ OVERSIZED = "oversized"
 REQUEST_ID_BYTES = 8
 
 _FRAME_OVERHEAD_BYTES = 64  # what CURVE adds to a frame, rounded up
-_HANDSHAKE_TIMEOUT_S = 5.0
+_HANDSHAKE_TIMEOUT_MIN_S = 5.0
 _RECONNECT_MIN_S = 0.05
 _RECONNECT_MAX_S = 0.5
 _ADDRESS = re.compile(r"tcp://[A-Za-z0-9.\-]+:(\*|\d{1,5})")
@@ -60,7 +60,8 @@ def set_common_options(socket: zmq.Socket[bytes], service: Service, max_bytes: i
     link_timeout_ms = to_ms(service.link_timeout_s)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.MAXMSGSIZE, max_bytes + _FRAME_OVERHEAD_BYTES)
-    socket.setsockopt(zmq.HANDSHAKE_IVL, to_ms(_HANDSHAKE_TIMEOUT_S))
+    # Three round trips: a link that may be silent for long, because it is bad, gets longer for them too.
+    socket.setsockopt(zmq.HANDSHAKE_IVL, to_ms(max(_HANDSHAKE_TIMEOUT_MIN_S, service.link_timeout_s / 2)))
     socket.setsockopt(zmq.HEARTBEAT_IVL, link_timeout_ms // 4)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, link_timeout_ms)
     socket.setsockopt(zmq.RECONNECT_IVL, to_ms(_RECONNECT_MIN_S))
