@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := sim,gymnasium,ros,franka,g1,realsense,dev
+EXTRAS := sim,gymnasium,ros,franka,g1,realsense,fast,vla,dev
 APT_PACKAGES := cyclonedds-dev gcc libegl1 libgl1 libgles2 libosmesa6 libusb-1.0-0 linux-libc-dev python3-dev python3-venv
 
 .PHONY: demo test check bench setup system clean lerobot-env
@@ -21,7 +21,8 @@ check: setup
 	$(BIN)/lint-imports
 
 bench: setup
-	@for name in simulation storage buffer wire weights faults safety g1_dds cameras control_loop closed_loop; do \
+	@for name in simulation storage buffer wire weights faults safety g1_dds cameras control_loop \
+			inference chunking inference_load language steering closed_loop; do \
 		echo "== $$name"; $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
 
 setup: system $(VENV)/.installed
@@ -47,10 +48,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 # far more than its buffer needs, hence --no-deps; torch first and by plain pip, as in our own environment.
 lerobot-env: .venv-lerobot/.installed
 
-.venv-lerobot/.installed: benchmarks/lerobot-constraints.txt
+.venv-lerobot/.installed: benchmarks/lerobot-constraints.txt benchmarks/lerobot-policy-constraints.txt
 	test -x .venv-lerobot/bin/python || $(PYTHON) -m venv .venv-lerobot
 	.venv-lerobot/bin/pip install --quiet --disable-pip-version-check -c benchmarks/lerobot-constraints.txt torch==2.13.0
 	.venv-lerobot/bin/pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/lerobot-constraints.txt
+	.venv-lerobot/bin/pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/lerobot-policy-constraints.txt
 	touch $@
 
 # System packages are installed only where one is missing; without root or sudo the one missing command is printed.

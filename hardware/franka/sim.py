@@ -24,7 +24,7 @@ from hardware.franka.embodiment import (
 )
 from hardware.franka.model import HAND, READY_RAD, TCP_Z_IN_HAND_M, FrankaModel, build_franka
 from hardware.sim.rendering import CameraConfig, mujoco
-from hardware.sim.task import TOOL_SITE, Task
+from hardware.sim.task import TOOL_SITE, InstructedTask, Task
 from hardware.sim.world import World
 from robot_stack.core.clock import Clock, MonotonicClock
 from robot_stack.core.errors import RobotError
@@ -235,6 +235,9 @@ class SimulatedFranka(SimulatedRobot):
 
     def ground_truth(self) -> Features:
         return self._task.ground_truth(self._data)
+
+    def instruction(self) -> str:
+        return self._task.instruction() if isinstance(self._task, InstructedTask) else ""
 
     def render(self, camera: str) -> Array:
         return self._open.world.render(camera)

@@ -112,7 +112,35 @@ class PickCubeExpert:
         return np.clip(step, self._lower, self._upper).astype(np.float32)
 
 
-_EXPERTS: dict[str, Callable[[RobotSpec], Expert]] = {"peg_insertion": PegInsertionExpert, "pick_cube": PickCubeExpert}
+class TouchBlockExpert:
+    """Goes to a place above the named block, then down on it."""
+
+    _HOVER_M = 0.04
+    _BELOW_TOP_M = 0.005
+    _ALIGNED_M = 0.015
+
+    def __init__(self, spec: RobotSpec) -> None:
+        self._spec = spec
+        self._lower, self._upper = spec.action.lower_array(), spec.action.upper_array()
+
+    def reset(self, seed: int) -> None:
+        pass
+
+    def act(self, features: Features, ground_truth: Features) -> FloatArray:
+        state = _State(self._spec, features)
+        block = ground_truth["block_positions_m"][int(ground_truth["target_block"][0])]
+        top_m = 2.0 * block[2]
+        aligned = np.linalg.norm(block[:2] - state.tool_m()[:2]) < self._ALIGNED_M
+        height_m = top_m - self._BELOW_TOP_M if aligned else top_m + self._HOVER_M
+        step = np.array([*block[:2], height_m]) - state.goal_m()
+        return np.clip(step, self._lower, self._upper).astype(np.float32)
+
+
+_EXPERTS: dict[str, Callable[[RobotSpec], Expert]] = {
+    "peg_insertion": PegInsertionExpert,
+    "pick_cube": PickCubeExpert,
+    "touch_block": TouchBlockExpert,
+}
 
 
 def make_expert(task: str, spec: RobotSpec) -> Expert:

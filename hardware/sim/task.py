@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,3 +71,11 @@ class Task(Protocol):
 
     def ground_truth(self, data: mujoco.MjData) -> Features:
         """What is really there; for experts and tests."""
+
+
+@runtime_checkable
+class InstructedTask(Task, Protocol):
+    """A task that asks for something else in every episode."""
+
+    def instruction(self) -> str:
+        """What the scene of the last `reset` asks for, in words."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hardware.sim.experts import Expert
 from hardware.sim.vendor import VendorSimulator
+from policies.common.features import vector_features
 from robot_stack.config.robots import Setting
 from robot_stack.config.robots.base import SIM
 from robot_stack.config.schema import StackConfig
@@ -73,22 +74,23 @@ def _check_backend(config: StackConfig) -> None:
 def base_spec(config: StackConfig, robot: RobotSpec) -> PolicySpec:
     """What a base policy for this robot and task reads and writes."""
     return PolicySpec(
-        name=f"diffusion-{config.task.name}",
+        name=f"{config.policy.name}-{config.task.name}",
         task=config.task.name,
-        horizon=config.policy.training.net.horizon,
+        horizon=config.policy.horizon,
+        history=config.policy.history,
         action=robot.action,
         observation=_features(config.task.features, robot),
     )
 
 
 def residual_spec(config: StackConfig, robot: RobotSpec) -> PolicySpec:
-    """The same for the residual policy, which acts on every single step."""
+    """The same for the residual policy, which acts on every single step and reads vectors only."""
     return PolicySpec(
         name=f"residual-{config.task.name}",
         task=config.task.name,
         horizon=1,
         action=robot.action,
-        observation=_features(config.task.features, robot),
+        observation=vector_features(_features(config.task.features, robot)),
     )
 
 

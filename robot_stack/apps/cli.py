@@ -13,8 +13,8 @@ EPILOG = """\
 Configuration is given as KEY=VALUE, after the options. The groups choose a whole block, the rest single values:
 
   robot=franka|g1|stretch|gymnasium|gym_pusht|gym_hil   backend=sim|ros2|dds|fci|body
-  task=peg_insertion|pick_cube|g1_bimanual_lift|stretch_reach_grasp|pusht|panda_pick_cube
-  policy=diffusion   algorithm=residual_td3
+  task=peg_insertion|pick_cube|touch_block|g1_bimanual_lift|stretch_reach_grasp|pusht|panda_pick_cube
+  policy=diffusion|unet|flow|vla   algorithm=residual_td3
   run=NAME           name of the run; everything of it is kept in runs/NAME
   learner.target_steps=5000   evaluation.episodes=50   edge.max_lead_steps=0   ...
 
@@ -105,6 +105,16 @@ def _edge(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _policy_server(arguments: argparse.Namespace) -> int:
+    from robot_stack.apps.policy_server import run_policy_server
+    from robot_stack.apps.process import Lifetime
+    from robot_stack.config.compose import compose_config
+
+    with Lifetime() as life:
+        run_policy_server(compose_config(arguments.overrides), life.running)
+    return 0
+
+
 def _learner(arguments: argparse.Namespace) -> int:
     from robot_stack.apps.learner import run_learner
     from robot_stack.apps.process import Lifetime
@@ -139,8 +149,24 @@ def _train(arguments: argparse.Namespace) -> int:
     config = compose_config(arguments.overrides)
     RunLayout.of(config).remember(config)
     with Lifetime() as life:
-        policy = train(config, life.running)
+        policy = train(config, life.running, arguments.overrides)
     sys.stdout.write(f"policy '{policy.spec.name}' is in {RunLayout.of(config).policy}\n")
+    return 0
+
+
+def _accelerate(arguments: argparse.Namespace) -> int:
+    from policies.generative.config import SolverConfig
+    from robot_stack.apps.accelerate import accelerate, schedule_path
+    from robot_stack.apps.layout import RunLayout
+    from robot_stack.config.compose import compose_config
+
+    config = compose_config(arguments.overrides)
+    solver = SolverConfig(kind=arguments.solver, steps=arguments.steps) if arguments.solver else None
+    policy = accelerate(config, arguments.method, arguments.budget, solver=solver, observations=arguments.observations)
+    schedule = policy.config.schedule
+    if schedule is not None:
+        share = schedule.block_calls / (len(schedule.blocks) * schedule.calls)
+        sys.stdout.write(f"{share:.0%} of the blocks are computed; see {schedule_path(RunLayout.of(config))}\n")
     return 0
 
 
@@ -191,6 +217,9 @@ def _data(arguments: argparse.Namespace) -> int:
 
 OPERATE_ACTIONS = ("activate", "deactivate", "clear-fault", "stop", "release", "emergency-stop")
 
+ACCELERATE_METHODS = ("adaptive", "adaptive_no_union", "uniform", "teacache", "deepcache")
+SOLVERS = ("ddpm", "ddim", "dpmpp", "euler", "heun")
+
 SUBCOMMANDS: dict[str, _Subcommand] = {
     "demo": _Subcommand(
         "the whole loop on this machine: collect, train, practise, evaluate, report",
@@ -230,6 +259,12 @@ SUBCOMMANDS: dict[str, _Subcommand] = {
         "the learner has acknowledged them.",
         _edge,
     ),
+    "policy-server": _Subcommand(
+        "compute the policy's chunks for the edges of several robots",
+        "One process on one GPU or CPU. Edges with edge.inference=server ask it; what they ask for at the same time is "
+        "computed as one batch where that is faster.",
+        _policy_server,
+    ),
     "learner": _Subcommand(
         "store the steps, improve the policy, publish weights",
         "Needs the run's demonstrations and trained policy. Continues from the run's folder after any stop.",
@@ -242,8 +277,15 @@ SUBCOMMANDS: dict[str, _Subcommand] = {
     ),
     "train": _Subcommand(
         "train the base policy on the run's demonstrations",
-        "Behaviour cloning of a diffusion policy. Ctrl-C stops it; the same command goes on from the last checkpoint.",
+        "Imitation by a diffusion or flow policy, chosen with policy=... Ctrl-C stops it; the same command goes on "
+        "from the last checkpoint. What it measures is in runs/NAME/training.jsonl.",
         _train,
+    ),
+    "accelerate": _Subcommand(
+        "make the run's policy faster: which parts of its network are computed at which step of the solver",
+        "Looks at demonstrations, and keeps what it finds beside the policy, which runs with it from then on. Remove "
+        "runs/NAME/acceleration to undo it. Evaluate again afterwards.",
+        _accelerate,
     ),
     "evaluate": _Subcommand(
         "measure success on held-out episodes, base and improved policy on the same seeds",
@@ -265,7 +307,7 @@ SUBCOMMANDS: dict[str, _Subcommand] = {
     "keys": _Subcommand(
         "make, list and revoke the CURVE keys of a run",
         "Every connection is encrypted, and only keys on the list may connect. Roles: robot, edge, operator, viewer, "
-        "learner.",
+        "learner, policy.",
         _keys,
     ),
     "data": _Subcommand(
@@ -304,6 +346,12 @@ def _parser() -> argparse.ArgumentParser:
             one.add_argument("--unkept", action="store_true", help=argparse.SUPPRESS)
         if name == "evaluate":
             one.add_argument("--worker", type=int, default=None, help=argparse.SUPPRESS)
+        if name == "accelerate":
+            one.add_argument("--method", choices=ACCELERATE_METHODS, default="adaptive", help="how calls are chosen")
+            one.add_argument("--budget", type=int, default=5, metavar="N", help="calls of each block (default: 5)")
+            one.add_argument("--solver", choices=SOLVERS, default="", help="another solver than the policy's own")
+            one.add_argument("--steps", type=int, default=10, metavar="N", help="steps of that solver (default: 10)")
+            one.add_argument("--observations", type=int, default=8, metavar="N", help="to look at (default: 8)")
         if name == "collect":
             one.add_argument("--connect", action="store_true", help="use the robot server that is already running")
         if name == "operate":

@@ -104,7 +104,15 @@ def collect(config: StackConfig, network: NetworkConfig, keep_running: Callable[
             pending: list[Step] = []
             recorder = Recorder(RecordingId(config.run, robot.spec.name, task.name), pending.append)
             loop = ControlLoop(
-                robot, proposer, noise, [recorder], config.edge.max_state_age_s, cameras.spec, cameras.feeds
+                robot,
+                proposer,
+                noise,
+                [recorder],
+                config.edge.max_state_age_s,
+                cameras.spec,
+                cameras.feeds,
+                state_latency_s=config.edge.state_latency_s,
+                instruction=config.policy.instruction,
             )
             episode = EpisodeId(attempts, demonstration_seed(config.seed, attempts))
             attempts += 1

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 import msgspec
 
-from robot_stack.apps.keys import EDGE_KEY, LEARNER_KEY, ROBOT_KEY
+from robot_stack.apps.keys import EDGE_KEY, LEARNER_KEY, POLICY_KEY, ROBOT_KEY
 from robot_stack.config.schema import NetworkConfig
 from robot_stack.core.errors import RobotStackError
-from robot_stack.core.messages import LearnerReply, RobotReply, RobotState, SceneReply
+from robot_stack.core.messages import LearnerReply, PolicyReply, RobotReply, RobotState, SceneReply
 from robot_stack.edge.remote_robot import RemoteRobot
 from robot_stack.transport.client import RequestClient
 from robot_stack.transport.keys import KeyStore
@@ -21,6 +21,7 @@ from robot_stack.transport.stream import Subscriber
 ROBOT_REQUEST = SERVICES["robot.request"]
 ROBOT_STATE = SERVICES["robot.state"]
 LEARNER_REQUEST = SERVICES["learner.request"]
+POLICY_REQUEST = SERVICES["policy.request"]
 SCENE_REQUEST = SERVICES["scene.request"]
 SCENE_STATE = SERVICES["scene.state"]
 
@@ -34,6 +35,10 @@ def robot_client(network: NetworkConfig, keys: KeyStore, key_name: str) -> Reque
 
 def learner_client(network: NetworkConfig, keys: KeyStore, key_name: str) -> RequestClient[LearnerReply]:
     return RequestClient(LEARNER_REQUEST, network.learner_address, keys, key_name, LEARNER_KEY, LearnerReply)
+
+
+def policy_client(network: NetworkConfig, keys: KeyStore, key_name: str) -> RequestClient[PolicyReply]:
+    return RequestClient(POLICY_REQUEST, network.policy_address, keys, key_name, POLICY_KEY, PolicyReply)
 
 
 def scene_client(network: NetworkConfig, keys: KeyStore, key_name: str) -> RequestClient[SceneReply]:
@@ -56,7 +61,7 @@ def remote_robot(network: NetworkConfig, keys: KeyStore, key_name: str = EDGE_KE
 
 def free_network() -> NetworkConfig:
     """Loopback addresses and a DDS domain that are free now, for servers that only their parent talks to."""
-    sockets = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(5)]
+    sockets = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(6)]
     try:
         for one in sockets:
             one.bind(("127.0.0.1", 0))
@@ -70,6 +75,7 @@ def free_network() -> NetworkConfig:
         learner_address=addresses[2],
         scene_address=addresses[3],
         scene_state_address=addresses[4],
+        policy_address=addresses[5],
         domain_id=_free_domain(),
     )
 

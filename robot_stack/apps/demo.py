@@ -115,8 +115,8 @@ def _collect(config: StackConfig, overrides: Sequence[str], life: Lifetime, memo
 
 def _train(config: StackConfig, overrides: Sequence[str], life: Lifetime, memory: _StateFile) -> None:
     if not RunLayout.of(config).policy.exists():
-        _say("2/5 train the base policy by behaviour cloning")
-        train(config, life.running)
+        _say("2/5 train the base policy by imitation")
+        train(config, life.running, overrides)
 
 
 def _practise(config: StackConfig, overrides: Sequence[str], life: Lifetime, memory: _StateFile) -> None:

@@ -16,13 +16,13 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from policies.diffusion.policy import DiffusionPolicy
 from policies.residual.config import ExplorationConfig
 from policies.residual.explore import explore
 from policies.residual.runtime import ResidualRuntime
 from robot_stack.apps.build import residual_spec
 from robot_stack.apps.cameras import ObservedCameras, observed_cameras
 from robot_stack.apps.connections import learner_client, remote_robot
+from robot_stack.apps.edge_policy import Chunks, EdgePolicy, edge_policy, warm_chunks
 from robot_stack.apps.keys import EDGE_KEY, ensure_keys
 from robot_stack.apps.layout import RunLayout
 from robot_stack.apps.process import use_one_torch_thread
@@ -33,18 +33,20 @@ from robot_stack.config.schema import StackConfig
 from robot_stack.core.errors import RobotError, StorageError, UnreachableError
 from robot_stack.core.files import write_atomically
 from robot_stack.core.messages import Array, FloatArray, LearnerProgress, Observation, WeightEncoding
-from robot_stack.core.specs import check_policy_fits_robot
+from robot_stack.core.specs import Feature, check_policy_fits_robot
 from robot_stack.edge.alarms import AlarmBoard, AlarmKind
+from robot_stack.edge.canary import Canary
 from robot_stack.edge.control_loop import ControlLoop, Corrector, EpisodeId, NoCorrection, StepObserver
 from robot_stack.edge.disk import Admission, guess_step_bytes
+from robot_stack.edge.gauges import Gauges
 from robot_stack.edge.outbox import Outbox
 from robot_stack.edge.recorder import Recorder, RecordingId
 from robot_stack.edge.remote_robot import RemoteRobot
-from robot_stack.edge.scheduler import ChunkScheduler
 from robot_stack.edge.spool import Spool
 from robot_stack.edge.uplink import Uplink
 from robot_stack.edge.watch import EdgeWatch
 from robot_stack.edge.weights import LiveResidual, WeightInbox
+from robot_stack.transport.keys import KeyStore
 
 logger = logging.getLogger(__name__)
 
@@ -59,10 +61,10 @@ class ExploringResidual:
     run seed, episode seed and step, so that a run can be repeated.
     """
 
-    def __init__(self, residual: Corrector, config: ExplorationConfig, bounds_of: DiffusionPolicy, seed: int) -> None:
+    def __init__(self, residual: Corrector, config: ExplorationConfig, bounds: Feature, seed: int) -> None:
         self._residual = residual
         self._config = config
-        self._bounds = bounds_of.spec.action
+        self._bounds = bounds
         self._seed = seed
 
     @property
@@ -102,9 +104,11 @@ class EpisodeCounter:
 
 
 class EdgeNode:
-    """Runs episodes until the learner has all the steps it wants."""
+    """Runs episodes until the learner has all the steps it wants. `keys`: the run's."""
 
-    def __init__(self, config: StackConfig, policy: DiffusionPolicy, layout: RunLayout, spool: Spool) -> None:
+    def __init__(
+        self, config: StackConfig, policy: EdgePolicy, layout: RunLayout, keys: KeyStore, spool: Spool
+    ) -> None:
         self._config = config
         self._policy = policy
         self._layout = layout
@@ -112,9 +116,9 @@ class EdgeNode:
         self._inbox = WeightInbox()
         self._counter = EpisodeCounter(layout.edge / "episodes.json")
         self._timing = TimingObserver(layout.edge / "timing.json")
-        keys = ensure_keys(layout)
         self._keys = keys
         self._board = AlarmBoard()
+        self._gauges = Gauges()
         self._outbox = Outbox(spool, ImageCodec(config.edge.image_codec), config.edge.outbox_capacity_bytes)
         self.uplink = Uplink(
             lambda: learner_client(config.network, keys, EDGE_KEY),
@@ -131,7 +135,9 @@ class EdgeNode:
             self._board,
             config.edge.low_disk_share,
             lambda: self.uplink.heard_ns,
+            self._gauges,
         )
+        self._residual = self._live_residual()
 
     def run(self, keep_running: Callable[[], bool], sleep: Callable[[float], None]) -> None:
         """Practise until done. An unreachable robot server is an error at first, and waited for afterwards."""
@@ -141,10 +147,10 @@ class EdgeNode:
                 opened.enter_context(part)
             while keep_running():
                 try:
-                    with self._devices() as (robot, cameras):
+                    with self._devices() as (robot, cameras), self._chunks(robot, keep_running) as chunks:
                         connected_once = True
                         robot.arm(self._config.edge.patience_s)
-                        if self._practise(robot, cameras, keep_running, sleep):
+                        if self._practise(robot, cameras, chunks, keep_running, sleep):
                             break
                 except (RobotError, UnreachableError) as error:
                     if not connected_once:
@@ -162,23 +168,50 @@ class EdgeNode:
         with remote_robot(config.network, self._keys) as robot:
             robot.connect(patience_s)
             with observed_cameras(config, robot.spec, self._keys, patience_s) as cameras:
-                check_policy_fits_robot(self._policy.spec, cameras.spec)
+                check_policy_fits_robot(self._policy.policy.spec, cameras.spec)
                 yield robot, cameras
+
+    @contextmanager
+    def _chunks(self, robot: RemoteRobot, keep_running: Callable[[], bool]) -> Iterator[Chunks]:
+        """The scheduler with a warm policy. Before that the robot is not armed and no episode begins."""
+        rate_hz, lock_step = robot.spec.control_rate_hz, robot.info.lock_step
+        with warm_chunks(
+            self._config,
+            self._policy,
+            self._gauges,
+            control_rate_hz=rate_hz,
+            lock_step=lock_step,
+            keep_running=keep_running,
+        ) as chunks:
+            period_s = None if lock_step else robot.spec.control_period_s
+            self._gauges.watch(self._policy.told, chunks.counts, lambda: self._residual.refused, period_s)
+            yield chunks
 
     def _practise(
         self,
         robot: RemoteRobot,
         cameras: ObservedCameras,
+        chunks: Chunks,
         keep_running: Callable[[], bool],
         sleep: Callable[[float], None],
     ) -> bool:
         """Episodes until told to stop; True once the learner has enough steps."""
         config = self._config
         recorder = Recorder(RecordingId(config.run, robot.spec.name, robot.spec.task), self._outbox.put)
-        scheduler = ChunkScheduler(self._policy, config.policy.execute_steps)
-        observers: list[StepObserver] = [recorder, self._timing]
+        observers: list[StepObserver] = [recorder, self._timing, self._gauges]
         loop = ControlLoop(
-            robot, scheduler, self._corrector(), observers, config.edge.max_state_age_s, cameras.spec, cameras.feeds
+            robot,
+            chunks.scheduler,
+            ExploringResidual(
+                self._residual, config.algorithm.exploration, self._policy.policy.spec.action, config.seed
+            ),
+            observers,
+            config.edge.max_state_age_s,
+            cameras.spec,
+            cameras.feeds,
+            reads=self._policy.policy.spec,
+            state_latency_s=config.edge.state_latency_s,
+            instruction=config.policy.instruction,
         )
         guess_bytes = guess_step_bytes(cameras.spec, ImageCodec(config.edge.image_codec))
         admission = Admission(self._spool, self._outbox, robot.spec.max_episode_steps, guess_bytes)
@@ -229,16 +262,15 @@ class EdgeNode:
             self.uplink.wait_until(self.uplink.trained_through(lead), keep_running)
         return self.uplink.progress
 
-    def _corrector(self) -> Corrector:
-        algorithm = self._config.algorithm
-
+    def _live_residual(self) -> LiveResidual:
+        algorithm, edge = self._config.algorithm, self._config.edge
         spec = residual_spec(self._config, self._layout.robot_spec())
 
         def build(version: int, tensors: Mapping[str, Array]) -> ResidualRuntime:
             return ResidualRuntime(tensors, algorithm.residual, spec, version)
 
-        live = LiveResidual(NoCorrection(), self._inbox, build)
-        return ExploringResidual(live, algorithm.exploration, self._policy, self._config.seed)
+        canary = Canary(self._policy.policy.spec.action, edge.canary_max_change, spec.observation)
+        return LiveResidual(NoCorrection(), self._inbox, build, canary, self._board)
 
 
 def run_edge(config: StackConfig, keep_running: Callable[[], bool], sleep: Callable[[float], None]) -> None:
@@ -246,6 +278,9 @@ def run_edge(config: StackConfig, keep_running: Callable[[], bool], sleep: Calla
     use_one_torch_thread()
     layout = RunLayout.of(config)
     layout.edge.mkdir(parents=True, exist_ok=True)
-    policy = DiffusionPolicy.load(layout.policy)
-    with Spool(layout.edge / "spool", config.edge.spool_capacity_bytes) as spool:
-        EdgeNode(config, policy, layout, spool).run(keep_running, sleep)
+    keys = ensure_keys(layout)
+    with (
+        edge_policy(config, keys) as policy,
+        Spool(layout.edge / "spool", config.edge.spool_capacity_bytes) as spool,
+    ):
+        EdgeNode(config, policy, layout, keys, spool).run(keep_running, sleep)

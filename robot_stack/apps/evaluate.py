@@ -7,31 +7,27 @@ robot server of its own. Everything found is on the disk at once, so an interrup
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 from tqdm import tqdm
 
-from policies.diffusion.policy import DiffusionPolicy
+from policies.generative.policy import GenerativePolicy
 from policies.residual.runtime import ResidualRuntime
+from robot_stack.apps.base_policy import load_base_policy
 from robot_stack.apps.build import residual_spec
-from robot_stack.apps.connections import remote_robot
-from robot_stack.apps.keys import ensure_keys
 from robot_stack.apps.layout import RunLayout
-from robot_stack.apps.local_robot import local_robot_server
 from robot_stack.apps.process import use_one_torch_thread
+from robot_stack.apps.rollouts import RemoteRunner, rollout_robot
 from robot_stack.apps.seeds import EVALUATION_LIMIT
 from robot_stack.apps.supervisor import Supervisor, robot_stack_command
 from robot_stack.config.schema import StackConfig
 from robot_stack.core.errors import ConfigError, RobotStackError
 from robot_stack.core.messages import FloatArray, Observation
-from robot_stack.core.specs import check_policy_fits_robot
-from robot_stack.edge.control_loop import ControlLoop, Corrector, EpisodeId, NoCorrection, StepObserver
+from robot_stack.edge.control_loop import Corrector, NoCorrection
 from robot_stack.edge.remote_robot import RemoteRobot
-from robot_stack.edge.scheduler import ChunkScheduler
 from robot_stack.evaluation.results import (
     EpisodeOutcome,
     EvaluationResult,
@@ -122,53 +118,22 @@ def evaluation_seeds(config: StackConfig, episodes: int) -> range:
     return range(first, first + episodes)
 
 
-@contextmanager
-def rollout_robot(
-    config: StackConfig, overrides: Sequence[str], name: str, base: DiffusionPolicy
-) -> Iterator[RemoteRobot]:
-    """An armed robot with a server of its own, checked against the policy."""
-    if config.cameras:
-        raise ConfigError(
-            "evaluation starts simulated robots of its own, which camera processes do not see; in simulation let the "
-            "robot server render them: robot.cameras=[NAME] instead of cameras.NAME"
-        )
-    keys = ensure_keys(RunLayout.of(config))
-    with local_robot_server(config, overrides, name=name) as network, remote_robot(network, keys) as robot:
-        robot.connect(config.edge.patience_s)
-        check_policy_fits_robot(base.spec, robot.spec)
-        robot.arm(config.edge.patience_s)
-        yield robot
-
-
-class RemoteRunner:
-    """Runs one evaluation episode through the robot server."""
-
-    def __init__(self, robot: RemoteRobot, policy: DiffusionPolicy, trial: Trial, corrector: Corrector, age_s: float):
-        scheduler = ChunkScheduler(policy, trial.subject.replan_every)
-        self.observers: list[StepObserver] = []
-        self._loop = ControlLoop(robot, scheduler, corrector, self.observers, age_s)
-
-    def run(self, seed: int) -> EpisodeOutcome:
-        started_s = time.monotonic()
-        summary = self._loop.run_episode(EpisodeId(seed, seed))
-        return EpisodeOutcome(
-            seed=seed,
-            success=summary.success,
-            steps=summary.steps,
-            return_=summary.return_,
-            duration_s=time.monotonic() - started_s,
-        )
+def runner_of(
+    config: StackConfig, robot: RemoteRobot, base: GenerativePolicy, residual: ResidualRuntime | None, trial: Trial
+) -> RemoteRunner:
+    """What runs the episodes of a trial on that robot."""
+    return RemoteRunner(robot, base, trial.subject.replan_every, corrector_of(trial, residual), config)
 
 
 def run_worker(config: StackConfig, overrides: Sequence[str], worker: int) -> None:
     """One worker's share of all trials: seeds worker, worker + W, worker + 2W, ..."""
     use_one_torch_thread()
     layout = RunLayout.of(config)
-    base = DiffusionPolicy.load(layout.policy)
+    base = load_base_policy(config)
     residual = load_residual(config)
-    with rollout_robot(config, overrides, f"robot-server-evaluation-{worker}", base) as robot:
+    with rollout_robot(config, overrides, f"robot-server-evaluation-{worker}", base.spec) as robot:
         for trial in trials(config, residual):
-            runner = RemoteRunner(robot, base, trial, corrector_of(trial, residual), config.edge.max_state_age_s)
+            runner = runner_of(config, robot, base, residual, trial)
             seeds = evaluation_seeds(config, trial.episodes)[worker :: config.evaluation.workers]
             evaluate(runner, trial.subject, seeds, progress_path=trial.file(layout.evaluation, worker))
 

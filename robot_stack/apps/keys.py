@@ -12,6 +12,7 @@ EDGE_KEY = "edge"
 LEARNER_KEY = "learner"
 VIEWER_KEY = "viewer"
 OPERATOR_KEY = "operator"
+POLICY_KEY = "policy"
 
 _NEEDED = (
     (ROBOT_KEY, Role.ROBOT),
@@ -19,6 +20,7 @@ _NEEDED = (
     (LEARNER_KEY, Role.LEARNER),
     (VIEWER_KEY, Role.VIEWER),
     (OPERATOR_KEY, Role.OPERATOR),
+    (POLICY_KEY, Role.POLICY),
 )
 
 

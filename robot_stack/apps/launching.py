@@ -28,6 +28,7 @@ _ADDRESSES = {
     "robot.request": "network.robot_address",
     "robot.state": "network.state_address",
     "learner.request": "network.learner_address",
+    "policy.request": "network.policy_address",
     "scene.request": "network.scene_address",
     "scene.state": "network.scene_state_address",
 }

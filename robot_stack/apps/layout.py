@@ -46,12 +46,25 @@ class RunLayout:
 
     @property
     def training(self) -> Path:
-        """Checkpoints of the behaviour cloning."""
+        """Checkpoints of the imitation learning."""
         return self.root / "training"
+
+    @property
+    def training_metrics(self) -> Path:
+        return self.root / "training.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
 
     @property
     def policy(self) -> Path:
         return self.root / "policy"
+
+    @property
+    def acceleration(self) -> Path:
+        """What makes the policy faster: its schedule, and graphs that a back-end will not build again."""
+        return self.root / "acceleration"
 
     @property
     def edge(self) -> Path:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from policies.common.features import flatten, vector_length
+from policies.common.features import flatten, image_features, vector_length
 from policies.common.normalization import fit_standardizer
-from policies.diffusion.policy import DiffusionPolicy
+from policies.generative.policy import GenerativePolicy
+from policies.generative.runtime_config import RuntimeConfig
+from robot_stack.apps.base_policy import load_base_policy
 from robot_stack.apps.build import residual_spec
 from robot_stack.apps.connections import LEARNER_REQUEST
 from robot_stack.apps.keys import LEARNER_KEY, ensure_keys
 from robot_stack.apps.layout import RunLayout
 from robot_stack.apps.process import use_one_torch_thread
 from robot_stack.apps.train import read_demonstrations
+from robot_stack.buffer.images import decode_image
 from robot_stack.buffer.replay import Replay, ReplayConfig, ReplayStep, Stratum
 from robot_stack.buffer.sampling import Part, Sampler
 from robot_stack.buffer.store import StepStore
 from robot_stack.config.schema import StackConfig
-from robot_stack.core.messages import FloatArray, LearnerRequest, Step
+from robot_stack.core.messages import Features, FloatArray, LearnerRequest, Observation, Step
 from robot_stack.core.specs import PolicySpec
 from robot_stack.learner.algorithms.residual_td3 import ResidualTd3
 from robot_stack.learner.checkpoint import CheckpointStore
@@ -36,7 +39,7 @@ def run_learner(config: StackConfig, keep_running: Callable[[], bool]) -> None:
     use_one_torch_thread()
     layout = RunLayout.of(config)
     keys = ensure_keys(layout)
-    base = DiffusionPolicy.load(layout.policy)
+    base = load_base_policy(config, RuntimeConfig())
     episodes = read_demonstrations(layout)
     layout.learner.mkdir(parents=True, exist_ok=True)
     checkpoints = CheckpointStore(layout.checkpoints)
@@ -59,7 +62,7 @@ def run_learner(config: StackConfig, keep_running: Callable[[], bool]) -> None:
         loop.run(keep_running)
 
 
-def build_trainer(config: StackConfig, base: DiffusionPolicy, episodes: list[list[Step]], store: StepStore) -> Trainer:
+def build_trainer(config: StackConfig, base: GenerativePolicy, episodes: list[list[Step]], store: StepStore) -> Trainer:
     """The trainer with its demonstrations loaded and relabelled with the base policy's actions."""
     settings, spec = config.algorithm, residual_spec(config, RunLayout.of(config).robot_spec())
 
@@ -94,7 +97,7 @@ def build_trainer(config: StackConfig, base: DiffusionPolicy, episodes: list[lis
     )
 
 
-def relabelled(episode: list[Step], base: DiffusionPolicy, execute_steps: int, spec: PolicySpec) -> list[ReplayStep]:
+def relabelled(episode: list[Step], base: GenerativePolicy, execute_steps: int, spec: PolicySpec) -> list[ReplayStep]:
     """One demonstration as the algorithm sees it: what was executed, beside what the base policy would have done.
 
     The base policy runs open loop in chunks over the demonstrated observations, as it does on the robot. `spec` is
@@ -104,7 +107,7 @@ def relabelled(episode: list[Step], base: DiffusionPolicy, execute_steps: int, s
     frames = [step.observation for step in episode]
     if last.final_observation is not None:
         frames.append(last.final_observation)
-    actions = _open_loop([flatten(frame, base.spec.observation) for frame in frames], episode[0], base, execute_steps)
+    actions = _open_loop(frames, episode[0], base, execute_steps)
     seen = [flatten(frame, spec.observation) for frame in frames]
     has_final = len(frames) > len(episode)
     return [
@@ -125,8 +128,28 @@ def relabelled(episode: list[Step], base: DiffusionPolicy, execute_steps: int, s
     ]
 
 
-def _open_loop(frames: list[FloatArray], first: Step, base: DiffusionPolicy, execute_steps: int) -> list[FloatArray]:
+def _open_loop(frames: Sequence[Features], first: Step, base: GenerativePolicy, execute_steps: int) -> list[FloatArray]:
     starts = range(0, len(frames), execute_steps)
-    seeds = [(first.episode_seed, start) for start in starts]
-    chunks = base.predict_batch(np.stack([frames[start] for start in starts]), seeds)
+    chunks = base.predict_batch([_observation(frames, start, first, base.spec) for start in starts])
     return [chunks[i // execute_steps][i % execute_steps] for i in range(len(frames))]
+
+
+def _observation(frames: Sequence[Features], index: int, first: Step, spec: PolicySpec) -> Observation:
+    """What the policy would have read at step `index` of an episode."""
+    window = [_decoded(frame, spec) for frame in frames[max(0, index + 1 - spec.history) : index + 1]]
+    return Observation(
+        id=index,
+        stamp_ns=first.stamp_ns,
+        features=window[-1],
+        age_ns={},
+        episode_seed=first.episode_seed,
+        index=index,
+        past=tuple(window[:-1]),
+        instruction=first.instruction,
+    )
+
+
+def _decoded(frame: Features, spec: PolicySpec) -> Features:
+    """Only what the policy reads, pictures as pixels."""
+    pictures = image_features(spec.observation)
+    return {name: decode_image(frame[name]) if name in pictures else frame[name] for name in spec.observation}

@@ -169,7 +169,7 @@ def _report_data(
     return ReportData(
         title=f"{config.task.name} with {config.robot.name}",
         about=(
-            f"Run '{config.run}', seed {config.seed}: a diffusion policy cloned from "
+            f"Run '{config.run}', seed {config.seed}: a {config.policy.name} policy cloned from "
             f"{config.task.demonstrations} demonstrations, then improved by residual reinforcement learning. "
             f"All episodes went through the robot server and its safety filter."
         ),

@@ -151,6 +151,9 @@ class SceneRobot(EpisodicRobot, Renderer):
     def ground_truth(self) -> Features:
         return self._newest_scene().ground_truth
 
+    def instruction(self) -> str:
+        return self._newest_scene().instruction
+
     @property
     def cameras(self) -> tuple[str, ...]:
         return self._cameras

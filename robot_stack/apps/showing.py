@@ -9,19 +9,18 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from policies.diffusion.policy import DiffusionPolicy
+from robot_stack.apps.base_policy import load_base_policy
 from robot_stack.apps.evaluate import (
     BASE,
     IMPROVED,
-    RemoteRunner,
-    corrector_of,
     evaluation_seeds,
     load_residual,
-    rollout_robot,
+    runner_of,
     trials,
 )
 from robot_stack.apps.layout import RunLayout
 from robot_stack.apps.process import use_one_torch_thread
+from robot_stack.apps.rollouts import RemoteRunner, rollout_robot
 from robot_stack.config.robots.gymnasium import GymnasiumConfig
 from robot_stack.config.schema import StackConfig
 from robot_stack.core.files import write_atomically
@@ -63,7 +62,7 @@ def film_rollouts(
     """Side-by-side GIFs, base beside improved policy, of episodes where they differ; none without a camera."""
     layout = RunLayout.of(config)
     use_one_torch_thread()
-    base = DiffusionPolicy.load(layout.policy)
+    base = load_base_policy(config)
     residual = load_residual(config)
     planned = trials(config, residual)
     by_policy = {trial.subject.policy: trial for trial in reversed(planned)}
@@ -73,12 +72,11 @@ def film_rollouts(
     paths = [layout.evaluation / f"rollout-{seed}-v{residual.version}.gif" for seed in seeds]
     missing = [(seed, path) for seed, path in zip(seeds, paths, strict=True) if not path.exists()]
     if missing:
-        with rollout_robot(config, overrides, "robot-server-film", base) as robot:
+        with rollout_robot(config, overrides, "robot-server-film", base.spec) as robot:
             for seed, path in missing:
                 clips = []
                 for label in (BASE, IMPROVED):
-                    corrector = corrector_of(by_policy[label], residual)
-                    runner = RemoteRunner(robot, base, by_policy[label], corrector, config.edge.max_state_age_s)
+                    runner = runner_of(config, robot, base, residual, by_policy[label])
                     clips.append(_film(robot, runner, config.evaluation.camera, seed))
                 write_gif(path, side_by_side(*clips), config.robot.control_rate_hz)
     return paths
@@ -108,15 +106,15 @@ def run_on_wall_clock(config: StackConfig, overrides: Sequence[str]) -> WallCloc
     path = layout.evaluation / "wall_clock.json"
     if path.exists():
         return msgspec.json.decode(path.read_bytes(), type=WallClockRecord)
-    base = DiffusionPolicy.load(layout.policy)
+    base = load_base_policy(config)
     residual = load_residual(config)
     trial = trials(config, residual)[1 if residual else 0]
     real_time = [*overrides, "robot.lock_step=false"]
     periods: list[float] = []
     overruns = ticks = successes = 0
-    with rollout_robot(config, real_time, "robot-server-wall-clock", base) as robot:
+    with rollout_robot(config, real_time, "robot-server-wall-clock", base.spec) as robot:
         for seed in evaluation_seeds(config, episodes):
-            runner = RemoteRunner(robot, base, trial, corrector_of(trial, residual), config.edge.max_state_age_s)
+            runner = runner_of(config, robot, base, residual, trial)
             successes += runner.run(seed).success
             if robot.pacer is not None:
                 periods += robot.pacer.periods_s()

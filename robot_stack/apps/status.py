@@ -12,6 +12,7 @@ from robot_stack.config.schema import StackConfig
 from robot_stack.core.clock import NS_PER_S
 from robot_stack.core.errors import RobotStackError
 from robot_stack.core.messages import GetProgress, GetState, LearnerProgress, RobotState
+from robot_stack.edge.gauges import GaugeReadings, Spread
 from robot_stack.edge.watch import read_status
 
 TIMEOUT_S = 1.0
@@ -50,10 +51,35 @@ def _edge(config: StackConfig) -> str:
         f"{status.steps_waiting} wait for the learner, {status.steps_dropped} could not be kept, "
         f"{status.steps_refused} were set aside"
     )
-    return words + "".join(
-        f"\n  {alarm.kind.value}, for {(now_ns - alarm.since_ns) / NS_PER_S:.0f} s: {alarm.message}"
-        for alarm in status.alarms
+    return (
+        words
+        + _gauges(status.gauges)
+        + "".join(
+            f"\n  {alarm.kind.value}, for {(now_ns - alarm.since_ns) / NS_PER_S:.0f} s: {alarm.message}"
+            for alarm in status.alarms
+        )
     )
+
+
+def _gauges(gauges: GaugeReadings) -> str:
+    """The policy's and the loop's gauges, a line for each."""
+    if not gauges.warm:
+        return "\n  the policy is not warm yet: no episode begins"
+    lines = [f"inference {_ms(gauges.inference_ms)}, {100 * gauges.cached_share:.0f} % of the block calls cached"]
+    if gauges.steps:
+        lines.append(
+            f"{gauges.steps} control steps; {gauges.late_actions} actions came too late, "
+            f"{gauges.empty_steps} steps had none"
+        )
+    if gauges.period_jitter_ms.count:
+        lines.append(f"jitter of the control period {_ms(gauges.period_jitter_ms)}")
+    lines += [f"age of {key} {_ms(spread)}" for key, spread in gauges.age_ms.items()]
+    lines.append(f"weights version {gauges.weights_version}, {gauges.refused_weights} refused")
+    return "".join(f"\n  {line}" for line in lines)
+
+
+def _ms(spread: Spread) -> str:
+    return f"{spread.p50:.2f} ms (p99 {spread.p99:.2f} ms)" if spread.count else "not measured yet"
 
 
 def _learner(config: StackConfig) -> str:

@@ -102,6 +102,7 @@ class VendorSide:
             task=world.task_status(),
             ground_truth=world.ground_truth(),
             images={camera: world.render(camera) for camera in cameras},
+            instruction=world.instruction(),
         )
 
 

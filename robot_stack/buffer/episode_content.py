@@ -36,7 +36,7 @@ class EpisodeInfo(Struct, frozen=True):
     `first_index`/`last_index`: log indices of its first and last step (the steps between need not be consecutive:
     column `log_index`). `ended`: its last step ended the episode. `features`: names of the observation features.
     `encodings`: "raw" or "jpeg" of each image feature. `final_features`: features of the final observation; None if
-    the last step has none.
+    the last step has none. `instruction`: of all its steps, in words.
     """
 
     schema_version: int
@@ -53,6 +53,7 @@ class EpisodeInfo(Struct, frozen=True):
     features: tuple[str, ...]
     encodings: dict[str, str]
     final_features: tuple[str, ...] | None
+    instruction: str
     size_bytes: int
 
 
@@ -193,6 +194,7 @@ class EpisodeContent:
                     late=scalars["late"][t],
                     final_observation=self._final_observation() if t == last else None,
                     final_action_base=self._final_action() if t == last else None,
+                    instruction=about.instruction,
                 ),
             )
 

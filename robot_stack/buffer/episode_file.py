@@ -13,6 +13,7 @@ its root say whose steps these are and name the enum values behind the codes. Ar
     <image feature>.offsets                                int64 (T + 1,)    offsets[t] to offsets[t + 1]
     final/<feature>  final/action_base                     of the last step, as recorded, without a time axis
 
+The instruction, which all steps of a file share, is one of the attributes.
 A feature has its own name, percent-encoded where zarr or one of the names above would clash. What is read back equals
 what was written bit for bit.
 """

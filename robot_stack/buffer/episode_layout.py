@@ -85,6 +85,7 @@ class EpisodeAttributes(EpisodeVersions, frozen=True, forbid_unknown_fields=True
     encodings: dict[str, str]
     final_features: tuple[str, ...] | None
     final_action_base: bool
+    instruction: str
     codes: dict[str, tuple[str, ...]]
 
 
@@ -123,9 +124,9 @@ def joined_layout(size_bytes: int) -> ArrayLayout:
 
 
 def same_layout(a: Step, b: Step) -> bool:
-    """Whether both steps fit into one file: same run, robot, task, session, episode, episode seed, and the same
-    features (names in the same order, dtypes, shapes; of JPEG images any length) and actions. Where it is False, or
-    where `a` has a final observation or final base action, the caller begins another file with `b`."""
+    """Whether both steps fit into one file: same run, robot, task, session, episode, episode seed, instruction, and the
+    same features (names in the same order, dtypes, shapes; of JPEG images any length) and actions. Where it is False,
+    or where `a` has a final observation or final base action, the caller begins another file with `b`."""
     return _identity(a) == _identity(b) and _shapes(a) == _shapes(b)
 
 
@@ -183,12 +184,13 @@ def describe(steps: Sequence[tuple[int, Step]], ended: bool) -> EpisodeAttribute
         encodings={name: codec for name, values in first.observation.items() if (codec := _codec(name, values))},
         final_features=None if last.final_observation is None else tuple(last.final_observation),
         final_action_base=last.final_action_base is not None,
+        instruction=first.instruction,
         codes={name: tuple("" if value is None else value.value for value in CODES[name]) for name in CODES},
     )
 
 
-def _identity(step: Step) -> tuple[str, str, str, str, int, int]:
-    return step.run, step.robot, step.task, step.session, step.episode, step.episode_seed
+def _identity(step: Step) -> tuple[str, str, str, str, int, int, str]:
+    return step.run, step.robot, step.task, step.session, step.episode, step.episode_seed, step.instruction
 
 
 def _shapes(step: Step) -> list[tuple[str, np.dtype[Any], tuple[int, ...] | None]]:

@@ -22,14 +22,15 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from robot_stack.config.policies import POLICY_PRESETS
 from robot_stack.config.robots import ROBOT_PRESETS
-from robot_stack.config.schema import DiffusionPolicySettings, ResidualTd3Settings, StackConfig
+from robot_stack.config.schema import ResidualTd3Settings, StackConfig
 from robot_stack.core.errors import ConfigError
 
 GROUPS: dict[str, Mapping[str, msgspec.Struct]] = {
     "robot": ROBOT_PRESETS,
     "task": {task.name: task for preset in ROBOT_PRESETS.values() for task in preset.tasks()},
-    "policy": {"diffusion": DiffusionPolicySettings()},
+    "policy": POLICY_PRESETS,
     "algorithm": {"residual_td3": ResidualTd3Settings()},
 }
 DEFAULTS = {"robot": "franka", "policy": "diffusion", "algorithm": "residual_td3"}
@@ -54,6 +55,7 @@ def compose_config(overrides: Sequence[str]) -> StackConfig:
 
     Where no task is chosen it is the robot's first.
     """
+    _refuse_tags(overrides)
     overrides = [_into_dictionary(override) for override in overrides]
     _register(_default_task(overrides))
     GlobalHydra.instance().clear()
@@ -69,6 +71,27 @@ def compose_config(overrides: Sequence[str]) -> StackConfig:
 def _into_dictionary(override: str) -> str:
     """Hydra wants `++` before a new key of a dictionary; whoever writes the key means it."""
     return f"++{override}" if override.startswith(_DICTIONARIES) else override
+
+
+def _refuse_tags(overrides: Sequence[str]) -> None:
+    """What kind of network, process or robot a block describes is said by the group; the block alone cannot change."""
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        group, dot, _ = key.partition(".")
+        choices = GROUPS.get(group, {}) if dot else {}
+        if any(key in _tag_keys(f"{group}.", record) for record in choices.values()):
+            names = ", ".join(sorted(choices))
+            raise ConfigError(f"'{key}' cannot be set: choose another {group} with {group}=..., one of {names}")
+
+
+def _tag_keys(prefix: str, record: msgspec.Struct) -> set[str]:
+    config = type(record).__struct_config__
+    keys = {prefix + config.tag_field} if config.tag_field is not None else set()
+    for info in msgspec.structs.fields(type(record)):
+        value = getattr(record, info.name)
+        if isinstance(value, msgspec.Struct):
+            keys |= _tag_keys(f"{prefix}{info.name}.", value)
+    return keys
 
 
 def _default_task(overrides: Sequence[str]) -> str:

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Literal, Union
 
 from msgspec import field
 
+from policies.generative.runtime_config import RuntimeConfig
 from policies.residual.config import ExplorationConfig, ResidualConfig
 from robot_stack.buffer.store import StoreSettings
 from robot_stack.config.checked import Checked
 from robot_stack.config.robots import ROBOT_PRESETS, RobotConfig
 from robot_stack.config.task import TaskConfig
+from robot_stack.core.errors import ConfigError
 from robot_stack.learner.algorithms.config import ResidualTd3Config
-from robot_stack.learner.bc_config import BcConfig
+from robot_stack.learner.imitation_config import ImitationConfig
 from robot_stack.transport.ros2.config import Ros2NodeConfig
 
 if TYPE_CHECKING:
@@ -24,14 +26,34 @@ else:
     AnyRobotConfig = Union[tuple({type(preset) for preset in ROBOT_PRESETS.values()})]  # noqa: UP007 - made at run time
 
 
-class DiffusionPolicySettings(Checked, frozen=True, kw_only=True):
-    """Base policy: a diffusion policy and its behaviour cloning. execute_steps: actions run of each chunk."""
+class PolicySettings(Checked, frozen=True, kw_only=True):
+    """Base policy and how it is trained.
 
-    training: BcConfig = BcConfig()
+    name: begins the policy's name. horizon: actions in a chunk. history: observations that are read, the newest
+    included. execute_steps: actions run of each chunk. runtime: what the policy runs on at the edge. instruction: what
+    to do, in words, where the robot's side does not say it. rollout_episodes: simulated episodes whenever the training
+    measures itself (`training.rollout_every`). tensorboard: the training also writes event files. teacher: name of the
+    run whose flow a consistency model is distilled from.
+    """
+
+    name: str = "diffusion"
+    training: ImitationConfig = ImitationConfig()
+    horizon: int = 8
+    history: int = 1
     execute_steps: int = 8
+    runtime: RuntimeConfig = RuntimeConfig()
+    instruction: str = ""
+    rollout_episodes: int = 20
+    tensorboard: bool = False
+    teacher: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.execute_steps > self.horizon:
+            raise ConfigError(f"policy.execute_steps is {self.execute_steps}; allowed: 1 to horizon, {self.horizon}")
 
     def positive(self) -> tuple[str, ...]:
-        return ("execute_steps",)
+        return ("horizon", "history", "execute_steps", "rollout_episodes")
 
 
 class ResidualTd3Settings(Checked, frozen=True, kw_only=True):
@@ -77,7 +99,13 @@ class EdgeConfig(Checked, frozen=True, kw_only=True):
     spool_capacity_bytes: room for steps that the learner has not acknowledged. outbox_capacity_bytes: memory for steps
     that wait for the disk. image_codec: how images are recorded; jpeg takes about a ninth of the room and is lossy.
     low_disk_share: with less of the disk free a warning is raised. weight_encoding: how new weights come; delta and
-    float16 are for slow links, float16 is lossy."""
+    float16 are for slow links, float16 is lossy. chunking: how chunks follow each other: sync (the robot waits for each
+    one, repeatable bit for bit), switch, ensemble, rtc (predicted beside the control loop). canary_max_change: new
+    weights whose actions differ from the old ones' by more than this share of the action's range (95 % of the tried
+    observations) are refused. state_latency_s: delay of the robot's own measurements that its stamp does not know of.
+    inference: `server` asks a policy server (`robot-stack policy-server`) instead of computing chunks in the edge's
+    process. when_empty: what the robot does at a step for which no action is there (see ChunkingConfig).
+    simulated_latency_s: how long a chunk takes in lock-step, where time stands still while it is computed."""
 
     max_lead_steps: int = 500
     max_state_age_s: float = 0.2
@@ -86,10 +114,17 @@ class EdgeConfig(Checked, frozen=True, kw_only=True):
     image_codec: Literal["raw", "jpeg"] = "raw"
     low_disk_share: float = 0.1
     weight_encoding: Literal["full", "delta", "float16"] = "full"
+    chunking: Literal["sync", "switch", "ensemble", "rtc"] = "sync"
+    canary_max_change: float = 0.5
+    state_latency_s: float = 0.0
+    inference: Literal["local", "server"] = "local"
+    when_empty: Literal["stop", "zero", "last"] = "stop"
+    simulated_latency_s: float = 0.0
     patience_s: float = 30.0
 
     def positive(self) -> tuple[str, ...]:
-        return ("max_state_age_s", "spool_capacity_bytes", "outbox_capacity_bytes", "low_disk_share", "patience_s")
+        sizes = ("spool_capacity_bytes", "outbox_capacity_bytes")
+        return (*sizes, "max_state_age_s", "low_disk_share", "canary_max_change", "patience_s")
 
 
 class EvaluationConfig(Checked, frozen=True, kw_only=True):
@@ -124,7 +159,19 @@ class NetworkConfig(Checked, frozen=True, kw_only=True):
     learner_address: str = "tcp://127.0.0.1:7720"
     scene_address: str = "tcp://127.0.0.1:7730"
     scene_state_address: str = "tcp://127.0.0.1:7731"
+    policy_address: str = "tcp://127.0.0.1:7750"
     domain_id: int = 1
+
+
+class PolicyServerConfig(Checked, frozen=True, kw_only=True):
+    """window_s: how long a request for a chunk waits for those of other robots. max_batch: chunks in one batch, at
+    most."""
+
+    window_s: float = 0.002
+    max_batch: int = 16
+
+    def positive(self) -> tuple[str, ...]:
+        return ("window_s", "max_batch")
 
 
 class StackConfig(Checked, frozen=True, kw_only=True):
@@ -138,12 +185,13 @@ class StackConfig(Checked, frozen=True, kw_only=True):
 
     robot: AnyRobotConfig
     task: TaskConfig
-    policy: DiffusionPolicySettings
+    policy: PolicySettings
     algorithm: ResidualTd3Settings
     learner: LearnerConfig = LearnerConfig()
     edge: EdgeConfig = EdgeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     network: NetworkConfig = NetworkConfig()
+    policy_server: PolicyServerConfig = PolicyServerConfig()
     ros2_node: Ros2NodeConfig = Ros2NodeConfig()
     cameras: dict[str, dict[str, bool | int | float | str]] = field(default_factory=dict)
     backend: str = "sim"

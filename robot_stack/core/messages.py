@@ -14,10 +14,10 @@ import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
-from robot_stack.core.specs import RobotSpec
+from robot_stack.core.specs import PolicySpec, RobotSpec
 
-SCHEMA_VERSION = 3
-STEP_SCHEMA_VERSION = 2
+SCHEMA_VERSION = 4
+STEP_SCHEMA_VERSION = 3
 MAX_BATCH_RECORDS = 65_536  # a count above costs the learner a tenth of a second before it can refuse
 
 Array = NDArray[Any]
@@ -88,7 +88,8 @@ class RobotState(Struct, frozen=True, kw_only=True, tag=True):
     `stamp_ns` is the server's monotonic clock at capture; `seq` counts published states of this boot;
     `ground_truth` is filled by simulated robots only and is never recorded as an observation. `moving`: the setpoint
     changes; `stopping`: the stop ramp has begun and no command is followed; `held_back`: what the filter is holding
-    the robot back from right now (`workspace`, `self_collision`, ...), or ''.
+    the robot back from right now (`workspace`, `self_collision`, ...), or ''. `instruction`: what the episode asks
+    for, in words; '' where the robot's side asks for nothing.
     """
 
     boot: str
@@ -104,13 +105,16 @@ class RobotState(Struct, frozen=True, kw_only=True, tag=True):
     stopping: bool = False
     held_back: str = ""
     fault: str = ""
+    instruction: str = ""
 
 
 class Observation(Struct, frozen=True, kw_only=True):
     """Samples aligned to one reference time.
 
-    `age_ns` gives each field's age at `stamp_ns`. `episode_seed` and `index` (step in the episode) make a policy's
-    random numbers a pure function of the observation, so a rollout can be repeated bit for bit.
+    `age_ns` gives each field's age at the moment of use. `episode_seed` and `index` (step in the episode) make a
+    policy's random numbers a pure function of the observation, so a rollout can be repeated bit for bit. `past`:
+    features of the steps before, oldest first, as many as the policy reads and the episode has. `instruction`: what
+    to do, in words.
     """
 
     id: int
@@ -119,6 +123,8 @@ class Observation(Struct, frozen=True, kw_only=True):
     age_ns: dict[str, int]
     episode_seed: int = 0
     index: int = 0
+    past: tuple[Features, ...] = ()
+    instruction: str = ""
 
 
 class ActionChunk(Struct, frozen=True, kw_only=True):
@@ -136,6 +142,7 @@ class Step(Struct, frozen=True, kw_only=True):
     `action_base` is what the policy (or expert) proposed, `action_asked` what was sent to the robot server (with
     residual and exploration), `action_sent` what the safety filter let through. `final_*` are stored on the last
     step of an episode: the observation after the action, and the base action there (for bootstrapping a time-out).
+    `instruction`: what the policy was asked to do, in words.
     """
 
     run: str
@@ -163,6 +170,7 @@ class Step(Struct, frozen=True, kw_only=True):
     late: bool = False
     final_observation: Features | None = None
     final_action_base: FloatArray | None = None
+    instruction: str = ""
 
 
 # ---- robot server: requests and replies -------------------------------------------------------------------------
@@ -310,7 +318,8 @@ class SceneState(Struct, frozen=True, kw_only=True, tag=True):
     """What a vendor-side simulator tells beside the vendor's own interface: scene, truth, verdict of the task.
 
     `seq` counts published states of this boot, `episode_seed` is the scene's. `measured` is the simulator's own
-    measured setpoint: whoever treats a robot as simulated checks the driver's against it.
+    measured setpoint: whoever treats a robot as simulated checks the driver's against it. `instruction`: what the scene
+    asks for, in words.
     """
 
     boot: str
@@ -322,6 +331,7 @@ class SceneState(Struct, frozen=True, kw_only=True, tag=True):
     task: TaskStatus
     ground_truth: Features
     images: Features
+    instruction: str = ""
 
 
 class ResetScene(Struct, frozen=True, kw_only=True, tag=True):
@@ -461,3 +471,45 @@ class WeightChunk(Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fi
 
 LearnerRequest = Hello | StepBatch | GetProgress | GetWeights
 LearnerReply = Done | StepAck | LearnerProgress | WeightChunk | Failed
+
+
+# ---- policy server: requests and replies ------------------------------------------------------------------------
+
+
+class PredictChunk(Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
+    """Ask for the chunk of one observation, with what the policy reads: features, earlier steps, instruction.
+
+    `fingerprint` names the policy's spec that the asker drives its robot by (`PolicyInfo.fingerprint`); `robot` the
+    robot, so that the server knows how many there are. `planned`, `delay_steps`, `execute_steps`: what a chunk that
+    goes on from planned actions is told (`GuidedChunkPolicy.predict_guided`); None for one from noise alone.
+    """
+
+    fingerprint: str
+    robot: str
+    observation: Observation
+    planned: FloatArray | None = None
+    delay_steps: int = 0
+    execute_steps: int = 0
+
+
+class PolicyInfo(Struct, frozen=True, kw_only=True, tag=True):
+    """What a policy server serves, told once its policy is warm. `predict_s`: how long one prediction takes there.
+    `example_instruction`: words that the policy knows, '' if it reads none."""
+
+    schema_version: int
+    boot: str
+    fingerprint: str
+    spec: PolicySpec
+    predict_s: float
+    example_instruction: str = ""
+
+
+class PredictedChunk(Struct, frozen=True, kw_only=True, tag=True):
+    """The answer to `PredictChunk`. `batch`: chunks that were computed at once."""
+
+    chunk: ActionChunk
+    batch: int = 1
+
+
+PolicyRequest = Hello | PredictChunk
+PolicyReply = PolicyInfo | PredictedChunk | Failed

@@ -157,6 +157,10 @@ class EpisodicRobot(Robot, Protocol):
     def ground_truth(self) -> Features:
         """True quantities that no sensor gives; for scripted experts and tests, never recorded."""
 
+    def instruction(self) -> str:
+        """What this episode asks for, in words; '' where the task is always the same."""
+        return ""
+
 
 @runtime_checkable
 class Renderer(Protocol):
@@ -259,3 +263,20 @@ class ResidualPolicy(Protocol):
 
     def correct(self, observation: Observation, action_base: FloatArray) -> FloatArray:
         """The action to execute (A,): base plus a bounded residual, inside the action's bounds."""
+
+
+@runtime_checkable
+class GuidedChunkPolicy(Policy, Protocol):
+    """A policy whose chunks can go on from what is already planned (real-time chunking, warm starts)."""
+
+    def predict_guided(
+        self, observation: Observation, previous: FloatArray, delay_steps: int, execute_steps: int
+    ) -> ActionChunk:
+        """A chunk as of `predict`; a pure function of its arguments.
+
+        Args:
+            previous: (K, A), K <= H: the actions planned for the steps from `observation.index` on.
+            delay_steps: so many of them will have run before this chunk is there.
+            execute_steps: a chunk is asked for after so many steps; so many of its last actions are free to differ.
+        """
+        ...

@@ -76,13 +76,17 @@ class RobotSpec(Struct, frozen=True, kw_only=True):
 
 
 class PolicySpec(Struct, frozen=True, kw_only=True):
-    """What a policy reads and writes; saved beside its weights and checked against the robot at load."""
+    """What a policy reads and writes; saved beside its weights and checked against the robot at load.
+
+    `history`: so many of the newest observations are read, the present one included.
+    """
 
     name: str
     task: str
     horizon: int
     action: Feature
     observation: dict[str, Feature]
+    history: int = 1
 
 
 def check_policy_fits_robot(policy: PolicySpec, robot: RobotSpec) -> None:

@@ -27,6 +27,7 @@ class AlarmKind(enum.Enum):
     LEARNER_AWAY = "learner_away"
     LEARNER_REFUSES = "learner_refuses"
     STEPS_REFUSED = "steps_refused"
+    WEIGHTS_REFUSED = "weights_refused"
 
     @property
     def is_error(self) -> bool:

@@ -1,7 +1,9 @@
-"""From the newest sample of every device to one Observation: a reference time, and an age for every field.
+"""From the samples of every device to one Observation: a reference time, and an age for every field.
 
-Alignment policy: the robot state's capture time is the reference time; every field carries its own age at the moment
-of use. A robot state older than `max_age_s`, or a camera that has no fresh picture, is refused, never used silently.
+Alignment policy: the robot state's capture time is the reference time. Of each camera the picture that was taken
+nearest to it is used, whatever the camera's rate. Every field carries its own age at the moment of use, with the
+latencies that stamps do not know of. A robot state older than `max_age_s`, or a camera that has no fresh picture, is
+refused, never used silently.
 """
 
 from __future__ import annotations
@@ -12,11 +14,13 @@ from types import MappingProxyType
 
 from msgspec.structs import replace
 
+from robot_stack.core.clock import s_to_ns
 from robot_stack.core.errors import RobotError, SpecMismatchError
 from robot_stack.core.messages import Array, Observation, RobotState
 from robot_stack.core.protocols import CameraSpec
-from robot_stack.core.specs import IMAGES, Feature, RobotSpec
+from robot_stack.core.specs import IMAGES, Feature, PolicySpec, RobotSpec
 from robot_stack.edge.camera_feed import CameraFeed
+from robot_stack.edge.history import History
 
 _NO_CAMERAS: Mapping[str, CameraFeed] = MappingProxyType({})
 
@@ -44,6 +48,10 @@ class Aligner:
         max_age_s: of the robot's state. Every feed knows its own limit.
         cameras: open feeds by camera name. Their images come from the feeds alone, never from the robot's state.
         now_ns: host monotonic time at which the pictures are judged.
+        reads: the policy that the observations are for: they carry as many earlier steps as it reads.
+        state_latency_s: from the robot's measurement to the stamp of its state, where the driver does not know it.
+            Cameras have theirs taken off their stamps by their drivers (`latency_s`).
+        instruction: what to do, in words, where the robot's side does not say it.
     """
 
     def __init__(
@@ -52,6 +60,10 @@ class Aligner:
         max_age_s: float,
         cameras: Mapping[str, CameraFeed] = _NO_CAMERAS,
         now_ns: Callable[[], int] = time.monotonic_ns,
+        *,
+        reads: PolicySpec | None = None,
+        state_latency_s: float = 0.0,
+        instruction: str = "",
     ) -> None:
         self._robot = spec.name
         self._spec = spec.observation
@@ -65,10 +77,17 @@ class Aligner:
         self._keys = tuple(key for key in spec.observation if key not in self._feeds)
         self._max_age_s = max_age_s
         self._now_ns = now_ns
+        self._history = History.of(reads)
+        self._latency_ns = s_to_ns(state_latency_s)
+        self._instruction = instruction
         self._next_id = 0
 
     def observe(self, state: RobotState, age_ns: int, episode_seed: int, index: int) -> Observation:
-        """The observation of step `index`; RobotError if the state or a picture is stale, or a feature is missing."""
+        """The observation of step `index`; RobotError if the state or a picture is stale, or a feature is missing.
+
+        `age_ns`: of the state's stamp. Steps of an episode come in order; step 0 begins a new one.
+        """
+        age_ns += self._latency_ns
         if age_ns > self._max_age_s * 1e9:
             raise RobotError(
                 f"the newest state of {self._robot} is {age_ns / 1e6:.0f} ms old (allowed: {self._max_age_s * 1e3:.0f} "
@@ -80,19 +99,23 @@ class Aligner:
                 f"{self._robot} sent no {', '.join(missing)}" + (f": {state.fault}" if state.fault else "")
             )
         values = {key: (state.features[key], age_ns) for key in self._keys}
-        values.update((key, self._picture(key, feed)) for key, feed in self._feeds.items())
+        now_ns = self._now_ns()
+        values.update((key, self._picture(key, feed, age_ns, now_ns)) for key, feed in self._feeds.items())
         self._next_id += 1
+        features = {key: values[key][0] for key in self._spec}
         return Observation(
             id=self._next_id,
-            stamp_ns=state.stamp_ns,
-            features={key: values[key][0] for key in self._spec},
+            stamp_ns=state.stamp_ns - self._latency_ns,
+            features=features,
             age_ns={key: values[key][1] for key in self._spec},
             episode_seed=episode_seed,
             index=index,
+            past=self._history.add(index, features),
+            instruction=state.instruction or self._instruction,
         )
 
-    def _picture(self, key: str, feed: CameraFeed) -> tuple[Array, int]:
-        image, age_ns = feed.newest(self._now_ns())
+    def _picture(self, key: str, feed: CameraFeed, state_age_ns: int, now_ns: int) -> tuple[Array, int]:
+        image, age_ns = feed.nearest(now_ns - state_age_ns, now_ns)
         wanted = self._spec[key].shape
         if image.shape != wanted:
             raise RobotError(

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from robot_stack.core.messages import FloatArray, Observation, RobotState, Source
 from robot_stack.core.protocols import ResidualPolicy
-from robot_stack.core.specs import RobotSpec
+from robot_stack.core.specs import PolicySpec, RobotSpec
 from robot_stack.edge.alignment import Aligner
 from robot_stack.edge.camera_feed import CameraFeed
 from robot_stack.edge.remote_robot import RemoteRobot, Stepped
@@ -69,6 +69,8 @@ class ControlLoop:
     """Runs episodes of one robot with one proposer and one corrector.
 
     `cameras`: open feeds of camera processes; `spec` then is the robot's with their images (`spec_with_cameras`).
+    `reads`: the policy behind the proposer: observations carry the earlier steps that it reads. `state_latency_s` and
+    `instruction`: see `Aligner`.
     """
 
     def __init__(
@@ -80,12 +82,23 @@ class ControlLoop:
         max_state_age_s: float,
         spec: RobotSpec | None = None,
         cameras: Mapping[str, CameraFeed] = MappingProxyType({}),
+        *,
+        reads: PolicySpec | None = None,
+        state_latency_s: float = 0.0,
+        instruction: str = "",
     ) -> None:
         self._robot = robot
         self._proposer = proposer
         self._corrector = corrector
         self._observers = observers
-        self._aligner = Aligner(spec or robot.spec, max_state_age_s, cameras)
+        self._aligner = Aligner(
+            spec or robot.spec,
+            max_state_age_s,
+            cameras,
+            reads=reads,
+            state_latency_s=state_latency_s,
+            instruction=instruction,
+        )
         self._max_steps = robot.spec.max_episode_steps
 
     def run_episode(self, episode: EpisodeId) -> EpisodeSummary:

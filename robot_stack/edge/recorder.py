@@ -74,6 +74,7 @@ class Recorder:
             late=step.stepped.late,
             final_observation=_kept_features(step.following.features) if ended else None,
             final_action_base=None if step.following_base is None else _kept(step.following_base),
+            instruction=step.observation.instruction,
         )
         self._sink(record)
         self._seq += 1

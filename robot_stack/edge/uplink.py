@@ -254,5 +254,6 @@ class Uplink:
         try:
             self._inbox.put(snapshot.version, load_tensors(data))
         except PolicyError as error:  # asking for the same weights again would not make them better
-            logger.error("weights version %d refused: %s", snapshot.version, error)
+            words = f"weights version {snapshot.version} refused: {error}"
+            self._board.put(AlarmKind.WEIGHTS_REFUSED, words, remind=True)
         self._inbox_version = snapshot.version

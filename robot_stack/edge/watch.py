@@ -14,6 +14,7 @@ from msgspec import Struct
 from robot_stack.core.errors import StorageError
 from robot_stack.edge.alarms import Alarm, AlarmBoard, AlarmKind
 from robot_stack.edge.disk import disk_space
+from robot_stack.edge.gauges import GaugeReadings, Gauges
 from robot_stack.edge.outbox import Outbox
 from robot_stack.edge.spool import Spool
 
@@ -26,7 +27,8 @@ class EdgeStatus(Struct, frozen=True, kw_only=True):
     """How an edge fares. `stamp_ns` and `since_ns`: monotonic clock of its host; -1 for a time that never was.
 
     steps_queued wait for the disk, steps_waiting (in the spool) for the learner; steps_dropped could not be kept
-    and steps_refused were malformed to the learner (set aside in the spool's folder `refused`).
+    and steps_refused were malformed to the learner (set aside in the spool's folder `refused`). gauges: of the policy
+    and the control loop.
     """
 
     stamp_ns: int
@@ -40,6 +42,7 @@ class EdgeStatus(Struct, frozen=True, kw_only=True):
     spool_capacity_bytes: int
     disk_free_bytes: int
     learner_heard_ns: int
+    gauges: GaugeReadings = GaugeReadings()
 
 
 class EdgeWatch:
@@ -58,6 +61,7 @@ class EdgeWatch:
         board: AlarmBoard,
         low_free_share: float,
         learner_heard_ns: Callable[[], int],
+        gauges: Gauges | None = None,
     ) -> None:
         self._path = path
         self._spool = spool
@@ -65,6 +69,7 @@ class EdgeWatch:
         self._board = board
         self._low_free_share = low_free_share
         self._learner_heard_ns = learner_heard_ns
+        self._gauges = gauges or Gauges()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="edge-watch", daemon=True)
         self._next_write_s = 0.0
@@ -134,6 +139,7 @@ class EdgeWatch:
             spool_capacity_bytes=self._spool.capacity_bytes,
             disk_free_bytes=self._free_bytes,
             learner_heard_ns=self._learner_heard_ns(),
+            gauges=self._gauges.read(),
         )
         # Not synced: it says how things are now, and after a crash nobody needs to know how they were.
         aside = self._path.with_name(f".{self._path.name}.new")

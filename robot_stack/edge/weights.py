@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import threading
 from collections.abc import Callable, Mapping
 
@@ -25,8 +24,8 @@ from robot_stack.core.messages import (
     WeightSnapshot,
 )
 from robot_stack.core.protocols import ResidualPolicy
-
-logger = logging.getLogger(__name__)
+from robot_stack.edge.alarms import AlarmBoard, AlarmKind
+from robot_stack.edge.canary import Canary, Judgement, why_refused
 
 MAX_WEIGHT_BYTES = 2 << 30
 
@@ -217,9 +216,10 @@ class WeightInbox:
 class LiveResidual:
     """A residual policy that exchanges its weights at chunk boundaries for the newest in the inbox.
 
-    `build` makes a residual from (version, tensors). It is tried on the next observation before it takes over: a
-    residual that cannot be built, fails, or gives an action that is not finite or of another shape is refused with a
-    logged error, and the old one stays, in the same control step.
+    `build` makes a residual from (version, tensors). It is tried before it takes over, on recent observations
+    (`canary`) and on the next one: a residual that cannot be built, fails, gives an action that is not finite, out of
+    bounds or of another shape, or changes the actions too much, is refused, counted and shown on `board`, and the old
+    one stays, in the same control step.
     """
 
     def __init__(
@@ -227,16 +227,22 @@ class LiveResidual:
         initial: ResidualPolicy,
         inbox: WeightInbox,
         build: Callable[[int, Mapping[str, Array]], ResidualPolicy],
+        canary: Canary | None = None,
+        board: AlarmBoard | None = None,
     ) -> None:
         self._residual = initial
-        self._candidate: ResidualPolicy | None = None
+        self._candidate: tuple[ResidualPolicy, Judgement] | None = None
         self._inbox = inbox
         self._build = build
+        self._canary = canary
+        self._board = board or AlarmBoard()
         self._seen = initial.version
+        self.refused = 0
+        """How many weights were not let act."""
 
     @property
     def version(self) -> int:
-        return (self._candidate or self._residual).version
+        return (self._candidate[0] if self._candidate else self._residual).version
 
     def refresh(self) -> None:
         newest = self._inbox.newest(self._seen)
@@ -244,29 +250,46 @@ class LiveResidual:
             return
         self._seen = newest[0]
         try:
-            self._candidate = self._build(*newest)
+            candidate = self._build(*newest)
+            judgement = self._canary.judge(candidate) if self._canary else Judgement("")
         except Exception as error:  # whatever a learner sent must not stop the control loop
-            logger.error("weights version %d refused: %s; version %d stays", newest[0], error, self._residual.version)
+            self._refuse(newest[0], str(error))
+            return
+        if judgement.problem:
+            self._refuse(newest[0], judgement.problem)
+        else:
+            self._candidate = candidate, judgement
 
     def correct(self, observation: Observation, action_base: FloatArray) -> FloatArray:
-        if self._candidate is not None:
-            candidate, self._candidate = self._candidate, None
-            action = self._try(candidate, observation, action_base)
-            if action is not None:
-                self._residual = candidate
-                return action
-        return self._residual.correct(observation, action_base)
+        action = self._of_candidate(observation, action_base)
+        if action is None:
+            action = self._residual.correct(observation, action_base)
+        if self._canary:
+            self._canary.saw(observation, action_base, action)
+        return action
 
-    def _try(self, candidate: ResidualPolicy, observation: Observation, action_base: FloatArray) -> FloatArray | None:
-        """The candidate's action; None, and an error in the log, if it must not act."""
+    def _of_candidate(self, observation: Observation, action_base: FloatArray) -> FloatArray | None:
+        """The candidate's action, and it acts from now on; None if there is none, or it must not act."""
+        if self._candidate is None:
+            return None
+        (candidate, judgement), self._candidate = self._candidate, None
         try:
             action = candidate.correct(observation, action_base)
         except Exception as error:  # as above
-            reason = f"they fail: {error}"
-        else:
-            if action.shape == action_base.shape and np.isfinite(action).all():
-                return action
-            reason = f"they give a non-finite action, or one of shape {action.shape} instead of {action_base.shape}"
+            self._refuse(candidate.version, f"they fail: {error}")
+            return None
+        problem = self._canary.problem(action, action_base) if self._canary else why_refused(action, action_base)
+        if problem:
+            self._refuse(candidate.version, problem)
+            return None
+        self._residual = candidate
+        if self._canary:
+            self._canary.accepted(judgement)
+        self._board.end(AlarmKind.WEIGHTS_REFUSED)
+        return action
+
+    def _refuse(self, version: int, reason: str) -> None:
+        self.refused += 1
         stays = self._residual.version
-        logger.error("weights version %d refused: %s; version %d stays", candidate.version, reason, stays)
-        return None
+        words = f"weights version {version} refused: {reason}; version {stays} stays"
+        self._board.put(AlarmKind.WEIGHTS_REFUSED, words, remind=True)

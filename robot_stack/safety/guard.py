@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from uuid import uuid4
 
 import numpy as np
@@ -54,6 +55,15 @@ _TRANSITIONS = {
     (Lifecycle.INACTIVE, Lifecycle.INACTIVE),
     (Lifecycle.FAULT, Lifecycle.INACTIVE),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class _Episode:
+    """What an episodic robot tells of its scene beside its reading."""
+
+    task: TaskStatus | None = None
+    truth: Features | None = None
+    instruction: str = ""
 
 
 class RobotGuard:
@@ -322,7 +332,7 @@ class RobotGuard:
     def state(self) -> RobotState:
         """The newest state for publication; a fault that the driver reports is latched here."""
         reading = self._read()
-        task, truth = self._episode()
+        episode = self._episode()
         self._state_seq += 1
         return RobotState(
             boot=self._boot,
@@ -330,14 +340,15 @@ class RobotGuard:
             stamp_ns=reading.stamp_ns,
             lifecycle=self.lifecycle,
             features=reading.features,
-            task=task,
-            ground_truth=truth,
+            task=episode.task,
+            ground_truth=episode.truth,
             episode_seed=self._episode_seed,
             last_command_seq=self._last_seq,
             moving=self._motion.moving,
             stopping=self._stopping,
             held_back=self._motion.held_back.value if self._engaged else "",
             fault=self.fault,
+            instruction=episode.instruction,
         )
 
     def _read(self) -> Reading:
@@ -350,14 +361,15 @@ class RobotGuard:
             self.latch_fault(reading.fault)
         return reading
 
-    def _episode(self) -> tuple[TaskStatus | None, Features | None]:
-        if self._episodic is None:
-            return None, None
+    def _episode(self) -> _Episode:
+        robot = self._episodic
+        if robot is None:
+            return _Episode()
         try:
-            return self._episodic.task_status(), self._episodic.ground_truth()
+            return _Episode(robot.task_status(), robot.ground_truth(), robot.instruction())
         except RobotStackError as error:
             self._latch_first(str(error))
-            return None, None
+            return _Episode()
 
     def _attempt(self, call: Callable[[], None]) -> bool:
         """Call the driver; True if it did not fail. A failure latches a fault, unless one is latched already."""

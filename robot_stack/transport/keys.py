@@ -44,6 +44,7 @@ class Role(enum.Enum):
     OPERATOR = "operator"
     VIEWER = "viewer"
     LEARNER = "learner"
+    POLICY = "policy"
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,6 +175,23 @@ _TABLE = (
         start_with="robot-stack camera",
         description="the newest frame of one camera, with capture time, device time and frame number",
     ),
+    Service(
+        name="policy.request",
+        pattern=Pattern.REQUEST,
+        direction="edge sends observations; policy server answers with chunks of actions",
+        server_role=Role.POLICY,
+        requests={Role.EDGE: frozenset({"Hello", "PredictChunk"})},
+        rate_hz=0.0,
+        quota_hz=500.0,
+        quota_bytes_per_s=256 * MIB,
+        queue=8,
+        max_message_bytes=32 * MIB,
+        max_reply_bytes=MIB,
+        link_timeout_s=5.0,
+        default_port=7750,
+        start_with="robot-stack policy-server",
+        description="one policy for the edges of several robots: their requests are batched where that pays",
+    ),
 )
 
 SERVICES: Mapping[str, Service] = {service.name: service for service in _TABLE}

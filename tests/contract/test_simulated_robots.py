@@ -44,6 +44,7 @@ def measured_joints(robot: SimulatedRobot) -> FloatArray:
 CASES = [
     RobotCase("franka_peg_insertion", lambda: SimulatedFranka("franka_0", "peg_insertion"), zero_delta),
     RobotCase("franka_pick_cube", lambda: SimulatedFranka("franka_0", "pick_cube"), zero_delta),
+    RobotCase("franka_touch_block", lambda: SimulatedFranka("franka_0", "touch_block"), zero_delta),
     RobotCase(
         "franka_pick_cube_joints",
         lambda: SimulatedFranka(

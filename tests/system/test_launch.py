@@ -82,6 +82,7 @@ def test_ports_are_the_service_tables(tmp_path: Path) -> None:
         ("robot.request", config.network.robot_address),
         ("robot.state", config.network.state_address),
         ("learner.request", config.network.learner_address),
+        ("policy.request", config.network.policy_address),
         ("scene.request", config.network.scene_address),
         ("scene.state", config.network.scene_state_address),
     ):

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from policies.common.normalization import Standardizer
-from policies.diffusion.policy import DiffusionPolicy
+from policies.generative.policy import GenerativePolicy
 from policies.residual.actor import ResidualActor, actor_shapes, actor_tensors
 from policies.residual.config import ResidualConfig
 from policies.residual.runtime import ResidualRuntime
 from robot_stack.apps.build import residual_spec
-from robot_stack.apps.evaluate import FixedResidual, rollout_robot
+from robot_stack.apps.evaluate import FixedResidual
 from robot_stack.apps.layout import RunLayout
+from robot_stack.apps.rollouts import rollout_robot
 from robot_stack.config.compose import compose_config
 from robot_stack.core.messages import Array
 from robot_stack.core.specs import PolicySpec
@@ -36,16 +37,16 @@ class Trace:
 
 
 @pytest.fixture
-def rollouts(small_run: SmallRun) -> Iterator[tuple[RemoteRobot, DiffusionPolicy, PolicySpec]]:
+def rollouts(small_run: SmallRun) -> Iterator[tuple[RemoteRobot, GenerativePolicy, PolicySpec]]:
     overrides = small_run.overrides()
     config = compose_config(overrides)
     layout = RunLayout.of(config)
-    base = DiffusionPolicy.load(layout.policy)
-    with rollout_robot(config, overrides, "robot-server", base) as robot:
+    base = GenerativePolicy.load(layout.policy)
+    with rollout_robot(config, overrides, "robot-server", base.spec) as robot:
         yield robot, base, residual_spec(config, layout.robot_spec())
 
 
-def trace(robot: RemoteRobot, base: DiffusionPolicy, corrector: Corrector, seed: int) -> list[bytes]:
+def trace(robot: RemoteRobot, base: GenerativePolicy, corrector: Corrector, seed: int) -> list[bytes]:
     seen = Trace()
     ControlLoop(robot, ChunkScheduler(base, 8), corrector, [seen], 1.0).run_episode(EpisodeId(0, seed))
     return seen.bytes
@@ -70,7 +71,7 @@ def random_weights(spec: PolicySpec, action_scale: float) -> ResidualRuntime:
 
 
 def test_zero_initialised_and_zero_scale_equal_the_base_bit_for_bit(
-    rollouts: tuple[RemoteRobot, DiffusionPolicy, PolicySpec],
+    rollouts: tuple[RemoteRobot, GenerativePolicy, PolicySpec],
 ) -> None:
     robot, base, spec = rollouts
     for seed in (3, 4):

@@ -155,10 +155,12 @@ def test_any_features_come_back_bit_for_bit(
     features = data.draw(st.dictionaries(NAMES, any_array(), min_size=1, max_size=4))
     final = data.draw(st.none() | st.dictionaries(NAMES, any_array(), max_size=3))
     size = data.draw(st.integers(0, 4))
+    instruction = data.draw(st.text(st.characters(exclude_categories=("Cs",))))
     big = st.integers(-(2**63), 2**63 - 1)
     steps = []
     for position in range(count):
         changes: dict[str, object] = {
+            "instruction": instruction,
             "observation": {name: random_array(rng, *kind) for name, kind in features.items()},
             "reward": struct.unpack("<d", rng.bytes(8))[0],
             "stamp_ns": data.draw(big) if position == 0 else position,
@@ -189,7 +191,7 @@ def test_features_named_like_arrays_of_the_file_clash_with_nothing(tmp_path: Pat
 
 def test_every_field_of_a_step_has_its_place() -> None:
     """A new field of Step must get one, or files would lose it without a word."""
-    shared = {"run", "robot", "task", "session", "episode", "episode_seed"}
+    shared = {"run", "robot", "task", "session", "episode", "episode_seed", "instruction"}
     arrays = {"observation", "final_observation", "final_action_base", *episode_layout.ACTIONS}
     assert set(Step.__struct_fields__) == shared | arrays | (set(episode_layout.SCALARS) - {"log_index"})
 
@@ -366,6 +368,16 @@ def test_raw_and_encoded_images_belong_into_two_files() -> None:
     longer = step(0, observation={FRONT: encode_image(frame(5, (50, 50, 3)), ImageCodec.JPEG)})
     assert not same_layout(raw, jpeg)
     assert same_layout(jpeg, longer)
+
+
+def test_another_instruction_begins_another_file(tmp_path: Path) -> None:
+    red, blue = (step(number, instruction=f"touch the {word} block") for number, word in enumerate(("red", "blue")))
+    assert not same_layout(red, blue)
+    with pytest.raises(ConfigError, match="same_layout"):
+        write(tmp_path, [(0, red), (1, blue)])
+    with EpisodeFile(write(tmp_path, [(0, red)], ended=False)) as file:
+        assert file.info.instruction == "touch the red block"
+        assert [one.instruction for _, one in file.steps()] == ["touch the red block"]
 
 
 def test_stretches_that_make_no_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

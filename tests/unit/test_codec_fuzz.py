@@ -58,6 +58,7 @@ STATE = RobotState(
     lifecycle=Lifecycle.ACTIVE,
     features={"observation.state": ACTION, "image": np.zeros((4, 4, 3), np.uint8)},
     task=TaskStatus(reward=0.5, success=False, terminated=False),
+    instruction="touch the red block",
 )
 STEP = Step(
     run="run",

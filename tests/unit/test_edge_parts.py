@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 
@@ -145,6 +146,16 @@ def test_the_recorder_stores_asked_sent_and_verdict_and_numbers_steps() -> None:
     assert last.final_observation is not None and last.final_observation[STATE][0] == np.float32(0.6)
     assert last.final_action_base is not None and last.final_action_base[0] == 4.0
     assert last.truncated and not last.terminated
+
+
+def test_what_the_state_asks_for_is_observed_and_recorded() -> None:
+    aligner = Aligner(SPEC, max_age_s=0.2)
+    observation = aligner.observe(state(instruction="touch the red block"), age_ns=0, episode_seed=1, index=0)
+    steps: list[Step] = []
+    recorder = Recorder(RecordingId("run", "robot_0", "ramp"), steps.append)
+    recorder.on_step(dataclasses.replace(loop_step(0), observation=observation))
+    recorder.on_step(loop_step(1))
+    assert [step.instruction for step in steps] == ["touch the red block", ""]
 
 
 def test_every_change_of_the_source_begins_a_segment_and_every_episode_begins_at_0() -> None:

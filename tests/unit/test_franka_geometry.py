@@ -89,7 +89,7 @@ def test_an_arm_that_folds_into_its_base_is_seen_before_it_touches(geometry: Mod
     assert 0 < first_alarm < first_contact
 
 
-@pytest.mark.parametrize("task", ["pick_cube", "peg_insertion"])
+@pytest.mark.parametrize("task", ["pick_cube", "peg_insertion", "touch_block"])
 def test_normal_work_is_never_held_back(task: str) -> None:
     robot = SimulatedFranka("franka", task, clock=ManualClock())
     assert robot.geometry is None

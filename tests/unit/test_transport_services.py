@@ -6,11 +6,16 @@ import typing
 
 import pytest
 
-from robot_stack.core.messages import LearnerRequest, RobotRequest, SceneRequest
+from robot_stack.core.messages import LearnerRequest, PolicyRequest, RobotRequest, SceneRequest
 from robot_stack.transport.keys import Role
 from robot_stack.transport.services import SERVICES, Pattern
 
-UNIONS = {"robot.request": RobotRequest, "learner.request": LearnerRequest, "scene.request": SceneRequest}
+UNIONS = {
+    "robot.request": RobotRequest,
+    "learner.request": LearnerRequest,
+    "scene.request": SceneRequest,
+    "policy.request": PolicyRequest,
+}
 BOTH_ENDS_ARE_THE_ROBOTS = {"scene.request", "scene.state"}
 
 

@@ -7,9 +7,14 @@ from collections.abc import Callable
 from hardware.sim.task import Task
 from hardware.sim.tasks.peg_insertion import PegInsertion
 from hardware.sim.tasks.pick_cube import PickCube
+from hardware.sim.tasks.touch_block import TouchBlock
 from robot_stack.core.errors import ConfigError
 
-_TASKS: dict[str, Callable[[], Task]] = {"peg_insertion": PegInsertion, "pick_cube": PickCube}
+_TASKS: dict[str, Callable[[], Task]] = {
+    "peg_insertion": PegInsertion,
+    "pick_cube": PickCube,
+    "touch_block": TouchBlock,
+}
 
 
 def make_task(name: str) -> Task:

@@ -52,6 +52,13 @@ class FrankaConfig(RobotConfig, frozen=True, kw_only=True, tag_field="kind", tag
                 demonstration_noise=0.1,
             ),
             TaskConfig(name="pick_cube", features=state, demonstration_noise=0.05),
+            TaskConfig(
+                name="touch_block",
+                features=("observation.state", "observation.images.front"),
+                demonstrations=400,
+                max_attempts=500,
+                demonstration_noise=0.1,
+            ),
         )
 
     def simulated(self, setting: Setting) -> SimulatedFranka:

@@ -1,0 +1,1 @@
+"""Success against latency of generative policies: see `python -m benchmarks.inference --help`."""
