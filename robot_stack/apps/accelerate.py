@@ -9,16 +9,15 @@ import numpy as np
 
 from policies.acceleration.calibration import Method, make_schedule
 from policies.acceleration.saved import save_acceleration
-from policies.common.features import image_features
 from policies.generative.config import SolverConfig
 from policies.generative.policy import GenerativePolicy
 from robot_stack.apps.layout import RunLayout
 from robot_stack.apps.process import use_one_torch_thread
+from robot_stack.apps.recorded import observation_at
 from robot_stack.apps.train import read_demonstrations
-from robot_stack.buffer.images import decode_image
 from robot_stack.config.schema import StackConfig
 from robot_stack.core.errors import PolicyError
-from robot_stack.core.messages import Features, Observation, Step
+from robot_stack.core.messages import Observation, Step
 from robot_stack.core.specs import PolicySpec
 
 
@@ -67,28 +66,7 @@ def calibration_observations(
             "demonstrations first: robot-stack collect"
         )
     chosen = np.unique(np.linspace(0, len(places) - 1, count).round().astype(np.int64))
-    return [_observation(episode, index, spec, instruction) for episode, index in (places[place] for place in chosen)]
-
-
-def _observation(episode: Sequence[Step], index: int, spec: PolicySpec, instruction: str) -> Observation:
-    window = [_read(step.observation, spec) for step in episode[max(0, index + 1 - spec.history) : index + 1]]
-    step = episode[index]
-    return Observation(
-        id=index,
-        stamp_ns=step.stamp_ns,
-        features=window[-1],
-        age_ns={},
-        episode_seed=step.episode_seed,
-        index=index,
-        past=tuple(window[:-1]),
-        instruction=step.instruction or instruction,
-    )
-
-
-def _read(features: Features, spec: PolicySpec) -> Features:
-    """What the policy reads of a stored step, pictures as pixels; PolicyError if something lacks."""
-    missing = [name for name in spec.observation if name not in features]
-    if missing:
-        raise PolicyError(f"the demonstrations have no {', '.join(missing)}, which the policy reads; collect others")
-    pictures = image_features(spec.observation)
-    return {name: decode_image(features[name]) if name in pictures else features[name] for name in spec.observation}
+    return [
+        observation_at([step.observation for step in episode], index, episode, spec, instruction)
+        for episode, index in (places[place] for place in chosen)
+    ]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from policies.common.features import flatten, image_features, vector_length
+from policies.common.features import flatten, vector_length
 from policies.common.normalization import fit_standardizer
 from policies.generative.policy import GenerativePolicy
 from policies.generative.runtime_config import RuntimeConfig
@@ -17,13 +17,13 @@ from robot_stack.apps.connections import LEARNER_REQUEST
 from robot_stack.apps.keys import LEARNER_KEY, ensure_keys
 from robot_stack.apps.layout import RunLayout
 from robot_stack.apps.process import use_one_torch_thread
+from robot_stack.apps.recorded import observation_at
 from robot_stack.apps.train import read_demonstrations
-from robot_stack.buffer.images import decode_image
 from robot_stack.buffer.replay import Replay, ReplayConfig, ReplayStep, Stratum
 from robot_stack.buffer.sampling import Part, Sampler
 from robot_stack.buffer.store import StepStore
 from robot_stack.config.schema import StackConfig
-from robot_stack.core.messages import Features, FloatArray, LearnerRequest, Observation, Step
+from robot_stack.core.messages import Features, FloatArray, LearnerRequest, Step
 from robot_stack.core.specs import PolicySpec
 from robot_stack.learner.algorithms.residual_td3 import ResidualTd3
 from robot_stack.learner.checkpoint import CheckpointStore
@@ -73,7 +73,7 @@ def build_trainer(config: StackConfig, base: GenerativePolicy, episodes: list[li
     demonstrations = replay(max(1, sum(len(episode) for episode in episodes)))
     seen = [flatten(step.observation, spec.observation) for episode in episodes for step in episode]
     for episode in episodes:
-        for step in relabelled(episode, base, config.policy.execute_steps, spec):
+        for step in relabelled(episode, base, config.policy.execute_steps, spec, config.policy.instruction):
             demonstrations.add(step)
     online = replay(settings.replay_capacity)
     share = settings.demonstration_share
@@ -97,17 +97,19 @@ def build_trainer(config: StackConfig, base: GenerativePolicy, episodes: list[li
     )
 
 
-def relabelled(episode: list[Step], base: GenerativePolicy, execute_steps: int, spec: PolicySpec) -> list[ReplayStep]:
+def relabelled(
+    episode: list[Step], base: GenerativePolicy, execute_steps: int, spec: PolicySpec, instruction: str = ""
+) -> list[ReplayStep]:
     """One demonstration as the algorithm sees it: what was executed, beside what the base policy would have done.
 
     The base policy runs open loop in chunks over the demonstrated observations, as it does on the robot. `spec` is
-    the residual's: the observations that the algorithm reads.
+    the residual's: the observations that the algorithm reads. `instruction`: of steps that were recorded without one.
     """
     last = episode[-1]
     frames = [step.observation for step in episode]
     if last.final_observation is not None:
         frames.append(last.final_observation)
-    actions = _open_loop(frames, episode[0], base, execute_steps)
+    actions = _open_loop(frames, episode, base, execute_steps, instruction)
     seen = [flatten(frame, spec.observation) for frame in frames]
     has_final = len(frames) > len(episode)
     return [
@@ -128,28 +130,9 @@ def relabelled(episode: list[Step], base: GenerativePolicy, execute_steps: int, 
     ]
 
 
-def _open_loop(frames: Sequence[Features], first: Step, base: GenerativePolicy, execute_steps: int) -> list[FloatArray]:
+def _open_loop(
+    frames: Sequence[Features], episode: Sequence[Step], base: GenerativePolicy, execute_steps: int, instruction: str
+) -> list[FloatArray]:
     starts = range(0, len(frames), execute_steps)
-    chunks = base.predict_batch([_observation(frames, start, first, base.spec) for start in starts])
+    chunks = base.predict_batch([observation_at(frames, start, episode, base.spec, instruction) for start in starts])
     return [chunks[i // execute_steps][i % execute_steps] for i in range(len(frames))]
-
-
-def _observation(frames: Sequence[Features], index: int, first: Step, spec: PolicySpec) -> Observation:
-    """What the policy would have read at step `index` of an episode."""
-    window = [_decoded(frame, spec) for frame in frames[max(0, index + 1 - spec.history) : index + 1]]
-    return Observation(
-        id=index,
-        stamp_ns=first.stamp_ns,
-        features=window[-1],
-        age_ns={},
-        episode_seed=first.episode_seed,
-        index=index,
-        past=tuple(window[:-1]),
-        instruction=first.instruction,
-    )
-
-
-def _decoded(frame: Features, spec: PolicySpec) -> Features:
-    """Only what the policy reads, pictures as pixels."""
-    pictures = image_features(spec.observation)
-    return {name: decode_image(frame[name]) if name in pictures else frame[name] for name in spec.observation}

@@ -82,7 +82,7 @@ def with_pictures(count: int = 60) -> DemonstrationArrays:
 
 def observation(index: int, features: Features, instruction: str = "") -> Observation:
     return Observation(
-        id=index, stamp_ns=0, features=features, age_ns={}, episode_seed=7, index=index, instruction=instruction
+        id=index, stamp_ns=0, features=features, age_ns={}, episode_seed=index, index=0, instruction=instruction
     )
 
 

@@ -161,13 +161,13 @@ def test_parents_may_read_different_things() -> None:
     composed = ComposedPolicy(first, other, 0.5)
     assert set(composed.spec.observation) == {"observation.state", "observation.environment_state"}
     assert composed.spec.history == 2
-    seen = observe()
+    seen = replace(observe(), past=(observe().features | {"observation.environment_state": np.zeros(3, np.float32)},))
     seen.features["observation.environment_state"] = np.array([0.1, 0.2, 0.3], np.float32)
     before = composed.predict(seen).actions
     seen.features["observation.environment_state"] = np.array([0.9, -0.9, 0.3], np.float32)
     assert not np.array_equal(composed.predict(seen).actions, before)
     with pytest.raises(PolicyError, match="lacks"):
-        composed.predict(observe())
+        composed.predict(replace(observe(), past=(observe().features,)))
 
 
 def test_the_search_takes_the_best_weight() -> None:
