@@ -100,7 +100,8 @@ class Rig:
             self.tick(setpoint)
 
     def engage(self) -> np.ndarray:
-        """Activate as the guard does, until commands flow; the setpoint that holds."""
+        """Activate as the guard does, which reads at every tick, until commands flow; the setpoint that holds."""
+        self.until(lambda: self.driver.read().fault == "")
         self.driver.hold()
         setpoint = self.driver.measured_setpoint()
         self.driver.engage()

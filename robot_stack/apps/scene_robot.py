@@ -120,7 +120,7 @@ class SceneRobot(EpisodicRobot, Renderer):
         self._client.__enter__()
         self._scenes.__enter__()
         self._open = True
-        self._client.request(Hello(schema_version=SCHEMA_VERSION, peer=self._spec.name), CONNECT_TIMEOUT_S)
+        self._client.greet(Hello(schema_version=SCHEMA_VERSION, peer=self._spec.name), CONNECT_TIMEOUT_S)
         self._scene = self._request(GetScene())
         self._driver.connect()
         self._wait_until_same()

@@ -87,7 +87,7 @@ class RemotePolicy:
             CommandRefusedError: the server is of another release.
             SpecMismatchError: what it says about itself does not belong together.
         """
-        reply = self._client().request(Hello(schema_version=SCHEMA_VERSION, peer=self._robot), patience_s)
+        reply = self._client().greet(Hello(schema_version=SCHEMA_VERSION, peer=self._robot), patience_s)
         if not isinstance(reply, PolicyInfo):
             raise MessageError(f"the policy server answered Hello with {type(reply).__name__}")
         if spec_fingerprint(reply.spec) != reply.fingerprint:

@@ -88,7 +88,7 @@ class RemoteRobot:
     def connect(self, patience_s: float) -> RobotInfo:
         """Wait up to `patience_s` for the server, check its schema version and measure its clock."""
         hello = Hello(schema_version=SCHEMA_VERSION, peer=self._peer)
-        reply = self._client.request(hello, timeout_s=patience_s)
+        reply = self._client.greet(hello, patience_s)
         if not isinstance(reply, RobotInfo):
             raise MessageError(f"the robot server answered Hello with {type(reply).__name__}")
         self._info = reply

@@ -10,8 +10,8 @@ from typing import Any, Generic, TypeVar
 import zmq
 
 from robot_stack.core.codec import decode, encode
-from robot_stack.core.errors import AuthenticationError, CommandRefusedError
-from robot_stack.core.messages import Failed
+from robot_stack.core.errors import AuthenticationError, CommandRefusedError, UnreachableError
+from robot_stack.core.messages import Failed, Hello
 from robot_stack.transport.keys import KeyStore
 from robot_stack.transport.link import Link
 from robot_stack.transport.services import Service
@@ -74,6 +74,17 @@ class RequestClient(Generic[ReplyT]):
         if isinstance(reply, Failed) and raise_failed:
             raise CommandRefusedError(reply.reason, reply.message)
         return reply
+
+    def greet(self, hello: Hello, patience_s: float) -> ReplyT:
+        """The first request to a server that may be starting, for up to `patience_s`: asked again when the connection
+        is lost meanwhile. Errors as of `request`."""
+        deadline_s = time.monotonic() + patience_s
+        while True:
+            try:
+                return self.request(hello, max(0.0, deadline_s - time.monotonic()))
+            except UnreachableError:
+                if time.monotonic() >= deadline_s:
+                    raise self._link.unreachable(patience_s) from None
 
     def _receive(self, request_id: bytes, deadline_s: float, timeout_s: float, losses: int) -> ReplyT:
         while True:

@@ -56,7 +56,7 @@ def test_unknown_environment(tmp_path: Path) -> None:
 
 
 def test_a_robot_server_of_ones_own_that_cannot_start_says_why(tmp_path: Path) -> None:
-    done = run_cli("collect", f"runs_directory={tmp_path}", "robot.cameras=[back]", "edge.patience_s=6")
+    done = run_cli("collect", f"runs_directory={tmp_path}", "robot.cameras=[back]", "edge.patience_s=10")
     assert done.returncode == RobotStackError.exit_code, done.stderr
     assert "no camera 'back'; it has front, wrist_rgb" in done.stderr
     assert "Traceback" not in done.stderr

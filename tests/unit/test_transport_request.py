@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,12 @@ from robot_stack.core.errors import (
     UnreachableError,
 )
 from robot_stack.core.messages import (
+    SCHEMA_VERSION,
     CommandResult,
     Done,
     Failed,
     GetState,
+    Hello,
     Ping,
     Pong,
     RobotReply,
@@ -132,6 +135,32 @@ def test_a_client_survives_the_restart_of_its_server(keys: KeyStore) -> None:
                 ping(asking, 0.2)
             with Serving(keys, address):
                 assert isinstance(ping(asking), Pong)
+
+
+def test_a_lost_connection_ends_a_request_at_once_and_a_greeting_asks_again(keys: KeyStore) -> None:
+    asked, lost = threading.Event(), threading.Event()
+
+    def silent(request: Request[RobotRequest]) -> None:
+        asked.set()
+
+    def ask(address: str) -> tuple[float, RobotReply]:
+        with client(keys, address) as asking:
+            begun_s = time.monotonic()
+            with pytest.raises(UnreachableError):
+                ping(asking, 30.0)
+            took_s = time.monotonic() - begun_s
+            lost.set()
+            return took_s, asking.greet(Hello(schema_version=SCHEMA_VERSION, peer="edge"), 30.0)
+
+    with ThreadPoolExecutor() as pool:
+        with Serving(keys, handler=silent) as serving:
+            answered = pool.submit(ask, serving.server.address)
+            assert asked.wait(10.0)
+        assert lost.wait(10.0)
+        with Serving(keys, serving.server.address):
+            took_s, reply = answered.result(30.0)
+    assert took_s < 15.0
+    assert isinstance(reply, Pong)
 
 
 def test_a_request_that_was_given_up_is_not_carried_out_after_a_reconnect(keys: KeyStore) -> None:

@@ -127,7 +127,7 @@ class RobotConnection:
         self.problem = "" if self.alive else self._silence()
 
     def _greet(self) -> None:
-        reply = self._watcher.request(Hello(schema_version=SCHEMA_VERSION, peer=PEER), WATCH_TIMEOUT_S)
+        reply = self._watcher.greet(Hello(schema_version=SCHEMA_VERSION, peer=PEER), WATCH_TIMEOUT_S)
         if not isinstance(reply, RobotInfo):
             raise MessageError(f"the robot server answered a greeting with {type(reply).__name__}")
         self._ros_time.forget_server()
