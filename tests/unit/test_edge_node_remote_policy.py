@@ -270,9 +270,10 @@ class Liar:
     def __exit__(self, *_: object) -> None:
         pass
 
+    def greet(self, hello: Hello, patience_s: float) -> PolicyReply:
+        return PolicyInfo(schema_version=1, boot="b", fingerprint=spec_fingerprint(SPEC), spec=SPEC, predict_s=0.1)
+
     def request(self, message: object, timeout_s: float) -> PolicyReply:
-        if isinstance(message, Hello):
-            return PolicyInfo(schema_version=1, boot="b", fingerprint=spec_fingerprint(SPEC), spec=SPEC, predict_s=0.1)
         return self._answer(message)
 
 
@@ -301,8 +302,8 @@ def test_a_chunk_that_is_not_what_the_spec_promises_never_reaches_the_robot(
 
 def test_a_spec_without_its_fingerprint_is_refused() -> None:
     class Other(Liar):
-        def request(self, message: object, timeout_s: float) -> PolicyReply:
-            info = super().request(message, timeout_s)
+        def greet(self, hello: Hello, patience_s: float) -> PolicyReply:
+            info = super().greet(hello, patience_s)
             assert isinstance(info, PolicyInfo)
             return replace(info, fingerprint="0" * 16)
 
