@@ -15,13 +15,11 @@ class RuntimeConfig(Struct, frozen=True, kw_only=True):
     eager: PyTorch, ready at once. compiled: the whole sampler by torch.compile (with CUDA graphs on `cuda`); compiling
     takes minutes for many solver steps. onnx: the whole sampler as one graph in ONNX Runtime, on the CPU: the fastest
     there; building it takes seconds to minutes, and is kept for the next start.
-    accelerated: with the solver and the cache schedule that `robot-stack accelerate` found for this policy.
     """
 
     backend: Literal["eager", "compiled", "onnx"] = "eager"
     threads: int = 1
     device: Literal["cpu", "cuda"] = "cpu"
-    accelerated: bool = False
 
     def __post_init__(self) -> None:
         if self.threads < 1:

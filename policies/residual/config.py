@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from msgspec import Struct
 
 from robot_stack.core.errors import ConfigError
@@ -29,12 +31,14 @@ class ExplorationConfig(Struct, frozen=True, kw_only=True):
     """Noise added on the edge while collecting, as fractions of half the action's range.
 
     Attributes:
-        warmup_steps: environment steps with the base policy plus uniform noise, before the residual takes part.
-        warmup_noise: bound of that uniform noise.
-        sigma: standard deviation of the Gaussian noise afterwards.
+        warmup_steps: environment steps before what is learned takes part.
+        warmup: what acts during them: the `base` policy plus noise, or `uniform` noise over the whole range.
+        warmup_noise: bound of the uniform noise on the base policy.
+        sigma: standard deviation of the Gaussian noise afterwards; actors that explore by themselves need none.
     """
 
     warmup_steps: int = 2_000
+    warmup: Literal["base", "uniform"] = "base"
     warmup_noise: float = 0.2
     sigma: float = 0.05
 

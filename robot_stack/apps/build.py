@@ -83,10 +83,10 @@ def base_spec(config: StackConfig, robot: RobotSpec) -> PolicySpec:
     )
 
 
-def residual_spec(config: StackConfig, robot: RobotSpec) -> PolicySpec:
-    """The same for the residual policy, which acts on every single step and reads vectors only."""
+def step_spec(config: StackConfig, robot: RobotSpec) -> PolicySpec:
+    """The same for what practice trains to act on every single step, which reads vectors only."""
     return PolicySpec(
-        name=f"residual-{config.task.name}",
+        name=f"step-{config.task.name}",
         task=config.task.name,
         horizon=1,
         action=robot.action,

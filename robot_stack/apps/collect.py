@@ -39,6 +39,7 @@ class ExpertProposer:
     """A scripted expert as the control loop's proposer: a new action every step."""
 
     source = Source.EXPERT
+    version = 0
 
     def __init__(self, expert: Expert) -> None:
         self._expert = expert

@@ -8,7 +8,7 @@ spool, a full or dead disk) the running episode goes on to its end, and no new o
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -17,9 +17,9 @@ import numpy as np
 from msgspec import Struct
 
 from policies.residual.config import ExplorationConfig
-from policies.residual.explore import explore
-from policies.residual.runtime import ResidualRuntime
-from robot_stack.apps.build import residual_spec
+from policies.residual.explore import add_noise, warm_up_action
+from robot_stack.apps.actors import step_builder
+from robot_stack.apps.build import step_spec
 from robot_stack.apps.cameras import ObservedCameras, observed_cameras
 from robot_stack.apps.connections import learner_client, remote_robot
 from robot_stack.apps.edge_policy import Chunks, EdgePolicy, edge_policy, warm_chunks
@@ -32,7 +32,7 @@ from robot_stack.buffer.images import ImageCodec
 from robot_stack.config.schema import StackConfig
 from robot_stack.core.errors import RobotError, StorageError, UnreachableError
 from robot_stack.core.files import write_atomically
-from robot_stack.core.messages import Array, FloatArray, LearnerProgress, Observation, WeightEncoding
+from robot_stack.core.messages import FloatArray, LearnerProgress, Observation, WeightEncoding
 from robot_stack.core.specs import Feature, check_policy_fits_robot
 from robot_stack.edge.alarms import AlarmBoard, AlarmKind
 from robot_stack.edge.canary import Canary
@@ -54,36 +54,33 @@ RETRY_S = 0.5
 FLUSH_POLL_S = 0.2
 
 
-class ExploringResidual:
-    """A residual policy with exploration noise on top, for learning.
+class Exploring:
+    """A step policy that explores, for learning. Its own way of exploring goes before noise from outside.
 
-    Until the learner has published its first weights the noise is the warm-up's. The noise is a pure function of
-    run seed, episode seed and step, so that a run can be repeated.
+    Until the learner has published its first weights, the warm-up's noise is in the action. All noise is a pure
+    function of run seed, episode seed and step, so that a run can be repeated.
     """
 
-    def __init__(self, residual: Corrector, config: ExplorationConfig, bounds: Feature, seed: int) -> None:
-        self._residual = residual
+    def __init__(self, policy: LiveResidual, config: ExplorationConfig, bounds: Feature, seed: int) -> None:
+        self._policy = policy
         self._config = config
         self._bounds = bounds
         self._seed = seed
 
     @property
     def version(self) -> int:
-        return self._residual.version
+        return self._policy.version
 
     def refresh(self) -> None:
-        self._residual.refresh()
+        self._policy.refresh()
 
     def correct(self, observation: Observation, action_base: FloatArray) -> FloatArray:
         rng = np.random.default_rng((self._seed, observation.episode_seed, observation.index))
-        return explore(
-            self._residual.correct(observation, action_base),
-            action_base,
-            rng,
-            config=self._config,
-            env_steps=0 if self._residual.version == 0 else self._config.warmup_steps,
-            bounds=self._bounds,
-        )
+        action = self._policy.correct(observation, action_base)
+        if self._policy.version == 0:
+            return warm_up_action(action_base, rng, self._config, self._bounds)
+        explored = self._policy.explore(observation, action_base, rng)
+        return add_noise(action, rng, self._config, self._bounds) if explored is None else explored
 
 
 class EpisodeCounter:
@@ -137,7 +134,11 @@ class EdgeNode:
             lambda: self.uplink.heard_ns,
             self._gauges,
         )
-        self._residual = self._live_residual()
+        self._live = self._live_steps()
+        bounds, exploration = policy.policy.spec.action, config.algorithm.exploration
+        self._corrector: Corrector = NoCorrection()
+        if self._live is not None:
+            self._corrector = Exploring(self._live, exploration, bounds, config.seed)
 
     def run(self, keep_running: Callable[[], bool], sleep: Callable[[float], None]) -> None:
         """Practise until done. An unreachable robot server is an error at first, and waited for afterwards."""
@@ -184,7 +185,7 @@ class EdgeNode:
             keep_running=keep_running,
         ) as chunks:
             period_s = None if lock_step else robot.spec.control_period_s
-            self._gauges.watch(self._policy.told, chunks.counts, lambda: self._residual.refused, period_s)
+            self._gauges.watch(self._policy.told, chunks.counts, self._refused_weights, period_s)
             yield chunks
 
     def _practise(
@@ -202,9 +203,7 @@ class EdgeNode:
         loop = ControlLoop(
             robot,
             chunks.scheduler,
-            ExploringResidual(
-                self._residual, config.algorithm.exploration, self._policy.policy.spec.action, config.seed
-            ),
+            self._corrector,
             observers,
             config.edge.max_state_age_s,
             cameras.spec,
@@ -262,13 +261,15 @@ class EdgeNode:
             self.uplink.wait_until(self.uplink.trained_through(lead), keep_running)
         return self.uplink.progress
 
-    def _live_residual(self) -> LiveResidual:
-        algorithm, edge = self._config.algorithm, self._config.edge
-        spec = residual_spec(self._config, self._layout.robot_spec())
+    def _refused_weights(self) -> int:
+        return 0 if self._live is None else self._live.refused
 
-        def build(version: int, tensors: Mapping[str, Array]) -> ResidualRuntime:
-            return ResidualRuntime(tensors, algorithm.residual, spec, version)
-
+    def _live_steps(self) -> LiveResidual | None:
+        """What acts at every step with the newest weights; None if the algorithm's weights act as chunks."""
+        edge, spec = self._config.edge, step_spec(self._config, self._layout.robot_spec())
+        build = step_builder(self._config.algorithm, spec)
+        if build is None:
+            return None
         canary = Canary(self._policy.policy.spec.action, edge.canary_max_change, spec.observation)
         return LiveResidual(NoCorrection(), self._inbox, build, canary, self._board)
 

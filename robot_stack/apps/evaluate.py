@@ -11,13 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 from tqdm import tqdm
 
 from policies.generative.policy import GenerativePolicy
-from policies.residual.runtime import ResidualRuntime
+from robot_stack.apps.actors import Improved, load_improved
 from robot_stack.apps.base_policy import load_base_policy
-from robot_stack.apps.build import residual_spec
 from robot_stack.apps.layout import RunLayout
 from robot_stack.apps.process import use_one_torch_thread
 from robot_stack.apps.rollouts import RemoteRunner, rollout_robot
@@ -25,8 +23,7 @@ from robot_stack.apps.seeds import EVALUATION_LIMIT
 from robot_stack.apps.supervisor import Supervisor, robot_stack_command
 from robot_stack.config.schema import StackConfig
 from robot_stack.core.errors import ConfigError, RobotStackError
-from robot_stack.core.messages import FloatArray, Observation
-from robot_stack.edge.control_loop import Corrector, NoCorrection
+from robot_stack.edge.control_loop import NoCorrection
 from robot_stack.edge.remote_robot import RemoteRobot
 from robot_stack.evaluation.results import (
     EpisodeOutcome,
@@ -37,25 +34,9 @@ from robot_stack.evaluation.results import (
     save,
 )
 from robot_stack.evaluation.rollouts import evaluate
-from robot_stack.learner.checkpoint import CheckpointStore
-from robot_stack.learner.trainer import TrainerMeta, published_tensors
 
 BASE = "base"
-IMPROVED = "base + residual RL"
-
-
-class FixedResidual:
-    """A residual policy whose weights stay as they are."""
-
-    def __init__(self, residual: ResidualRuntime) -> None:
-        self._residual = residual
-        self.version = residual.version
-
-    def correct(self, observation: Observation, action_base: FloatArray) -> FloatArray:
-        return self._residual.correct(observation, action_base)
-
-    def refresh(self) -> None:
-        """There are no weights to exchange."""
+IMPROVED = "after practice"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,26 +48,12 @@ class Trial:
 
     def file(self, directory: Path, worker: int | None = None) -> Path:
         subject = self.subject
-        kind = "base" if subject.policy == BASE else f"residual-v{subject.weights_version}"
+        kind = "base" if subject.policy == BASE else f"practised-v{subject.weights_version}"
         name = f"{kind}-every{subject.replan_every}-n{self.episodes}"
         return directory / (f"{name}.json" if worker is None else f"{name}-worker{worker}.jsonl")
 
 
-def load_residual(config: StackConfig) -> ResidualRuntime | None:
-    """The residual that the learner published last, from its newest checkpoint; None before there is one."""
-    layout = RunLayout.of(config)
-    if not layout.checkpoints.exists():
-        return None
-    checkpoints = CheckpointStore(layout.checkpoints)
-    checkpoint = checkpoints.latest()
-    if checkpoint is None:
-        return None
-    version = msgspec.json.decode(checkpoint.meta, type=TrainerMeta).version
-    tensors = published_tensors(checkpoint.tensors)
-    return ResidualRuntime(tensors, config.algorithm.residual, residual_spec(config, layout.robot_spec()), version)
-
-
-def trials(config: StackConfig, residual: ResidualRuntime | None) -> list[Trial]:
+def trials(config: StackConfig, improved: Improved | None) -> list[Trial]:
     """What is evaluated: the base as it is run, the improved policy beside it, the base re-planning more often."""
     evaluation, every = config.evaluation, config.policy.execute_steps
 
@@ -101,8 +68,8 @@ def trials(config: StackConfig, residual: ResidualRuntime | None) -> list[Trial]
         return Trial(subject, episodes)
 
     found = [trial(BASE, 0, every, evaluation.episodes)]
-    if residual is not None:
-        found.append(trial(IMPROVED, residual.version, every, evaluation.episodes))
+    if improved is not None:
+        found.append(trial(IMPROVED, improved.version, every, evaluation.episodes))
     found += [
         trial(BASE, 0, other, min(evaluation.replan_episodes, evaluation.episodes))
         for other in evaluation.replan_every
@@ -119,10 +86,13 @@ def evaluation_seeds(config: StackConfig, episodes: int) -> range:
 
 
 def runner_of(
-    config: StackConfig, robot: RemoteRobot, base: GenerativePolicy, residual: ResidualRuntime | None, trial: Trial
+    config: StackConfig, robot: RemoteRobot, base: GenerativePolicy, improved: Improved | None, trial: Trial
 ) -> RemoteRunner:
     """What runs the episodes of a trial on that robot."""
-    return RemoteRunner(robot, base, trial.subject.replan_every, corrector_of(trial, residual), config)
+    every = trial.subject.replan_every
+    if trial.subject.policy == IMPROVED and improved is not None:
+        return RemoteRunner(robot, improved.policy, every, improved.corrector, config)
+    return RemoteRunner(robot, base, every, NoCorrection(), config)
 
 
 def run_worker(config: StackConfig, overrides: Sequence[str], worker: int) -> None:
@@ -130,16 +100,12 @@ def run_worker(config: StackConfig, overrides: Sequence[str], worker: int) -> No
     use_one_torch_thread()
     layout = RunLayout.of(config)
     base = load_base_policy(config)
-    residual = load_residual(config)
+    improved = load_improved(config, base)
     with rollout_robot(config, overrides, f"robot-server-evaluation-{worker}", base.spec) as robot:
-        for trial in trials(config, residual):
-            runner = runner_of(config, robot, base, residual, trial)
+        for trial in trials(config, improved):
+            runner = runner_of(config, robot, base, improved, trial)
             seeds = evaluation_seeds(config, trial.episodes)[worker :: config.evaluation.workers]
             evaluate(runner, trial.subject, seeds, progress_path=trial.file(layout.evaluation, worker))
-
-
-def corrector_of(trial: Trial, residual: ResidualRuntime | None) -> Corrector:
-    return FixedResidual(residual) if trial.subject.policy == IMPROVED and residual else NoCorrection()
 
 
 def evaluate_run(
@@ -147,7 +113,7 @@ def evaluate_run(
 ) -> list[EvaluationResult]:
     """All trials of a run, in parallel workers with a progress bar; results are saved in the run's folder."""
     layout = RunLayout.of(config)
-    planned = trials(config, load_residual(config))
+    planned = trials(config, load_improved(config, load_base_policy(config)))
     missing = [trial for trial in planned if not trial.file(layout.evaluation).exists()]
     if missing:
         _run_workers(config, overrides, planned, keep_running)

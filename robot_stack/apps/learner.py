@@ -12,7 +12,7 @@ from policies.common.normalization import fit_standardizer
 from policies.generative.policy import GenerativePolicy
 from policies.generative.runtime_config import RuntimeConfig
 from robot_stack.apps.base_policy import load_base_policy
-from robot_stack.apps.build import residual_spec
+from robot_stack.apps.build import step_spec
 from robot_stack.apps.connections import LEARNER_REQUEST
 from robot_stack.apps.keys import LEARNER_KEY, ensure_keys
 from robot_stack.apps.layout import RunLayout
@@ -20,13 +20,13 @@ from robot_stack.apps.process import use_one_torch_thread
 from robot_stack.apps.recorded import observation_at
 from robot_stack.apps.train import read_demonstrations
 from robot_stack.buffer.replay import Replay, ReplayConfig, ReplayStep, Stratum
-from robot_stack.buffer.sampling import Part, Sampler
 from robot_stack.buffer.store import StepStore
 from robot_stack.config.schema import StackConfig
 from robot_stack.core.messages import Features, FloatArray, LearnerRequest, Step
 from robot_stack.core.specs import PolicySpec
-from robot_stack.learner.algorithms.residual_td3 import ResidualTd3
+from robot_stack.learner.algorithms.base import Ingredients, build_recipe
 from robot_stack.learner.checkpoint import CheckpointStore
+from robot_stack.learner.curation import Place
 from robot_stack.learner.loop import LearnerLoop
 from robot_stack.learner.trainer import Trainer, TrainerSettings
 from robot_stack.transport.server import RequestServer
@@ -64,36 +64,45 @@ def run_learner(config: StackConfig, keep_running: Callable[[], bool]) -> None:
 
 def build_trainer(config: StackConfig, base: GenerativePolicy, episodes: list[list[Step]], store: StepStore) -> Trainer:
     """The trainer with its demonstrations loaded and relabelled with the base policy's actions."""
-    settings, spec = config.algorithm, residual_spec(config, RunLayout.of(config).robot_spec())
+    settings, spec = config.algorithm, step_spec(config, RunLayout.of(config).robot_spec())
+    seen = [flatten(step.observation, spec.observation) for episode in episodes for step in episode]
+    recipe = build_recipe(
+        settings,
+        Ingredients(
+            action=spec.action,
+            observation=spec.observation,
+            standardizer=fit_standardizer(np.stack(seen)),
+            base=base,
+            seed=config.seed,
+        ),
+    )
 
     def replay(capacity: int) -> Replay:
         sizes = (vector_length(spec.observation), spec.action.shape[0])
-        return Replay(ReplayConfig(capacity, *sizes, lookahead=settings.n_step))
+        return Replay(ReplayConfig(capacity, *sizes, lookahead=recipe.lookahead))
 
-    demonstrations = replay(max(1, sum(len(episode) for episode in episodes)))
-    seen = [flatten(step.observation, spec.observation) for episode in episodes for step in episode]
+    replays = {
+        Place.DEMONSTRATIONS: replay(len(seen) + settings.replay_capacity),
+        Place.ONLINE: replay(settings.replay_capacity),
+    }
     for episode in episodes:
         for step in relabelled(episode, base, config.policy.execute_steps, spec, config.policy.instruction):
-            demonstrations.add(step)
-    online = replay(settings.replay_capacity)
-    share = settings.demonstration_share
-    parts = [Part(demonstrations, None, share), Part(online, None, 1.0 - share)]
-    return Trainer(
-        TrainerSettings(
-            target_steps=config.learner.target_steps,
-            start_after_steps=settings.exploration.warmup_steps,
-            warmup_updates=settings.update.critic_only_updates,
-            updates_per_step=settings.updates_per_step,
-            publish_every_steps=config.learner.publish_every_steps,
-            batch_size=settings.batch_size,
-            n_step=settings.n_step,
-            discount=settings.discount,
-        ),
-        ResidualTd3(settings.update, settings.residual, spec.action, fit_standardizer(np.stack(seen)), config.seed),
-        store,
-        online,
-        Sampler(parts, config.seed),
-        spec.observation,
+            replays[Place.DEMONSTRATIONS].add(step)
+    return Trainer(trainer_settings(config), recipe, store, replays, spec.observation, config.seed)
+
+
+def trainer_settings(config: StackConfig) -> TrainerSettings:
+    """The numbers that shape the run's training."""
+    settings = config.algorithm
+    return TrainerSettings(
+        target_steps=config.learner.target_steps,
+        start_after_steps=settings.exploration.warmup_steps,
+        warmup_updates=settings.warmup_updates(),
+        updates_per_step=settings.updates_per_step,
+        publish_every_steps=config.learner.publish_every_steps,
+        batch_size=settings.batch_size,
+        n_step=settings.n_step,
+        discount=settings.discount,
     )
 
 
@@ -102,8 +111,8 @@ def relabelled(
 ) -> list[ReplayStep]:
     """One demonstration as the algorithm sees it: what was executed, beside what the base policy would have done.
 
-    The base policy runs open loop in chunks over the demonstrated observations, as it does on the robot. `spec` is
-    the residual's: the observations that the algorithm reads. `instruction`: of steps that were recorded without one.
+    The base policy runs open loop in chunks over the demonstrated observations, as it does on the robot. `spec` tells
+    the observations that the algorithm reads. `instruction`: of steps that were recorded without one.
     """
     last = episode[-1]
     frames = [step.observation for step in episode]

@@ -14,6 +14,7 @@ from robot_stack.apps.local_robot import local_robot_server
 from robot_stack.apps.seeds import validation_seed
 from robot_stack.config.schema import StackConfig
 from robot_stack.core.errors import ConfigError
+from robot_stack.core.protocols import Policy
 from robot_stack.core.specs import PolicySpec, check_policy_fits_robot
 from robot_stack.edge.control_loop import ControlLoop, Corrector, EpisodeId, NoCorrection, StepObserver
 from robot_stack.edge.remote_robot import RemoteRobot
@@ -43,7 +44,7 @@ class RemoteRunner:
     def __init__(
         self,
         robot: RemoteRobot,
-        policy: GenerativePolicy,
+        policy: Policy,
         execute_steps: int,
         corrector: Corrector,
         config: StackConfig,

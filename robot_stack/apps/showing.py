@@ -9,12 +9,12 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
+from robot_stack.apps.actors import load_improved
 from robot_stack.apps.base_policy import load_base_policy
 from robot_stack.apps.evaluate import (
     BASE,
     IMPROVED,
     evaluation_seeds,
-    load_residual,
     runner_of,
     trials,
 )
@@ -63,20 +63,20 @@ def film_rollouts(
     layout = RunLayout.of(config)
     use_one_torch_thread()
     base = load_base_policy(config)
-    residual = load_residual(config)
-    planned = trials(config, residual)
+    improved = load_improved(config, base)
+    planned = trials(config, improved)
     by_policy = {trial.subject.policy: trial for trial in reversed(planned)}
-    if residual is None or config.evaluation.camera == "":
+    if improved is None or config.evaluation.camera == "":
         return []
     seeds = _interesting_seeds(before, after)[: config.evaluation.videos]
-    paths = [layout.evaluation / f"rollout-{seed}-v{residual.version}.gif" for seed in seeds]
+    paths = [layout.evaluation / f"rollout-{seed}-v{improved.version}.gif" for seed in seeds]
     missing = [(seed, path) for seed, path in zip(seeds, paths, strict=True) if not path.exists()]
     if missing:
         with rollout_robot(config, overrides, "robot-server-film", base.spec) as robot:
             for seed, path in missing:
                 clips = []
                 for label in (BASE, IMPROVED):
-                    runner = runner_of(config, robot, base, residual, by_policy[label])
+                    runner = runner_of(config, robot, base, improved, by_policy[label])
                     clips.append(_film(robot, runner, config.evaluation.camera, seed))
                 write_gif(path, side_by_side(*clips), config.robot.control_rate_hz)
     return paths
@@ -107,14 +107,14 @@ def run_on_wall_clock(config: StackConfig, overrides: Sequence[str]) -> WallCloc
     if path.exists():
         return msgspec.json.decode(path.read_bytes(), type=WallClockRecord)
     base = load_base_policy(config)
-    residual = load_residual(config)
-    trial = trials(config, residual)[1 if residual else 0]
+    improved = load_improved(config, base)
+    trial = trials(config, improved)[1 if improved else 0]
     real_time = [*overrides, "robot.lock_step=false"]
     periods: list[float] = []
     overruns = ticks = successes = 0
     with rollout_robot(config, real_time, "robot-server-wall-clock", base.spec) as robot:
         for seed in evaluation_seeds(config, episodes):
-            runner = runner_of(config, robot, base, residual, trial)
+            runner = runner_of(config, robot, base, improved, trial)
             successes += runner.run(seed).success
             if robot.pacer is not None:
                 periods += robot.pacer.periods_s()

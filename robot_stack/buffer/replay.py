@@ -164,15 +164,6 @@ class Replay:
         """The number that the next step will get: how many steps were taken so far."""
         return self._next
 
-    @property
-    def first_source_index(self) -> int:
-        """The smallest log index among the steps held, -1 for none: what lies before it is not needed any more.
-
-        A scan over the steps held; for use now and then (retention), not per step.
-        """
-        known = self._source_index[self._source_index >= 0]
-        return int(known.min()) if len(known) else -1
-
     def slots(self, rows: Rows) -> Rows:
         """Where rows lie in the columns; StorageError if one of them was forgotten since it was drawn."""
         if len(rows) and (int(rows.min()) < self._first or int(rows.max()) >= self._next):

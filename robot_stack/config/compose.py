@@ -24,14 +24,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from robot_stack.config.policies import POLICY_PRESETS
 from robot_stack.config.robots import ROBOT_PRESETS
-from robot_stack.config.schema import ResidualTd3Settings, StackConfig
+from robot_stack.config.schema import StackConfig
 from robot_stack.core.errors import ConfigError
+from robot_stack.learner.algorithms.settings import ALGORITHM_PRESETS
 
 GROUPS: dict[str, Mapping[str, msgspec.Struct]] = {
     "robot": ROBOT_PRESETS,
     "task": {task.name: task for preset in ROBOT_PRESETS.values() for task in preset.tasks()},
     "policy": POLICY_PRESETS,
-    "algorithm": {"residual_td3": ResidualTd3Settings()},
+    "algorithm": ALGORITHM_PRESETS,
 }
 DEFAULTS = {"robot": "franka", "policy": "diffusion", "algorithm": "residual_td3"}
 _ROOT = "stack"

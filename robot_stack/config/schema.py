@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, Literal, Union
 from msgspec import field
 
 from policies.generative.runtime_config import RuntimeConfig
-from policies.residual.config import ExplorationConfig, ResidualConfig
 from robot_stack.buffer.store import StoreSettings
-from robot_stack.config.checked import Checked
 from robot_stack.config.robots import ROBOT_PRESETS, RobotConfig
 from robot_stack.config.task import TaskConfig
+from robot_stack.core.checked import Checked
 from robot_stack.core.errors import ConfigError
-from robot_stack.learner.algorithms.config import ResidualTd3Config
+from robot_stack.learner.algorithms.settings import ALGORITHM_PRESETS, AlgorithmSettings
 from robot_stack.learner.imitation_config import ImitationConfig
 from robot_stack.transport.ros2.config import Ros2NodeConfig
 
 if TYPE_CHECKING:
     AnyRobotConfig = RobotConfig
+    AnyAlgorithm = AlgorithmSettings
 else:
+    AnyAlgorithm = Union[tuple({type(preset) for preset in ALGORITHM_PRESETS.values()})]  # noqa: UP007 - as below
     AnyRobotConfig = Union[tuple({type(preset) for preset in ROBOT_PRESETS.values()})]  # noqa: UP007 - made at run time
 
 
@@ -54,27 +55,6 @@ class PolicySettings(Checked, frozen=True, kw_only=True):
 
     def positive(self) -> tuple[str, ...]:
         return ("horizon", "history", "execute_steps", "rollout_episodes")
-
-
-class ResidualTd3Settings(Checked, frozen=True, kw_only=True):
-    """Residual off-policy RL: actor, updates, exploration, replay.
-
-    updates_per_step: learner updates for every environment step after the warm-up. n_step, discount: of the returns.
-    demonstration_share: part of each batch that comes from demonstrations.
-    """
-
-    residual: ResidualConfig = ResidualConfig()
-    update: ResidualTd3Config = ResidualTd3Config()
-    exploration: ExplorationConfig = ExplorationConfig()
-    batch_size: int = 256
-    updates_per_step: float = 1.0
-    n_step: int = 3
-    discount: float = 0.98
-    demonstration_share: float = 0.5
-    replay_capacity: int = 200_000
-
-    def positive(self) -> tuple[str, ...]:
-        return ("batch_size", "updates_per_step", "n_step", "discount", "replay_capacity")
 
 
 class LearnerConfig(Checked, frozen=True, kw_only=True):
@@ -186,7 +166,7 @@ class StackConfig(Checked, frozen=True, kw_only=True):
     robot: AnyRobotConfig
     task: TaskConfig
     policy: PolicySettings
-    algorithm: ResidualTd3Settings
+    algorithm: AnyAlgorithm
     learner: LearnerConfig = LearnerConfig()
     edge: EdgeConfig = EdgeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from robot_stack.config.checked import Checked
+from robot_stack.core.checked import Checked
 
 
 class TaskConfig(Checked, frozen=True, kw_only=True):

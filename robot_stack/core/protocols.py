@@ -256,13 +256,21 @@ class Policy(Protocol):
 
 
 class ResidualPolicy(Protocol):
-    """A small per-step correction on top of a base policy's action."""
+    """What acts at every step on top of a base policy's action: a small correction, or an actor of its own."""
 
     @property
     def version(self) -> int: ...
 
     def correct(self, observation: Observation, action_base: FloatArray) -> FloatArray:
-        """The action to execute (A,): base plus a bounded residual, inside the action's bounds."""
+        """The action to execute (A,), inside the action's bounds: of a residual, the base plus a bounded correction."""
+
+
+@runtime_checkable
+class ExploringPolicy(ResidualPolicy, Protocol):
+    """A step policy that explores in a way of its own while it collects, as a stochastic actor does."""
+
+    def explore(self, observation: Observation, action_base: FloatArray, rng: np.random.Generator) -> FloatArray:
+        """An action (A,) to learn from, inside the action's bounds."""
 
 
 @runtime_checkable

@@ -123,7 +123,7 @@ class ControlLoop:
         if self._proposer.at_boundary(observation.index):
             self._corrector.refresh()
         action_base = self._proposer.propose(observation, state)
-        version = self._corrector.version
+        version = self._corrector.version or self._proposer.version
         action_asked = self._corrector.correct(observation, action_base)
         stepped = self._robot.step(action_asked)
         following = self._aligner.observe(stepped.state, stepped.age_ns, episode.seed, observation.index + 1)

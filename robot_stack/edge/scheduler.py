@@ -23,6 +23,10 @@ class Proposer(Protocol):
     @property
     def source(self) -> Source: ...
 
+    @property
+    def version(self) -> int:
+        """Version of the weights that the newest chunk came from."""
+
     def begin(self, seed: int) -> None:
         """A new episode begins."""
 
@@ -48,6 +52,10 @@ class ChunkScheduler:
     @property
     def source(self) -> Source:
         return Source.POLICY
+
+    @property
+    def version(self) -> int:
+        return 0 if self._chunk is None else self._chunk.weights_version
 
     def begin(self, seed: int) -> None:
         self._chunk = None
@@ -88,6 +96,7 @@ class AsyncChunkScheduler:
         self._asked = -1
         self._promised = 0
         self._begun = False
+        self._version = 0
         self._last: FloatArray = np.zeros(policy.spec.action.shape, np.float32)
         self._relative = policy.spec.action.lower_array() == -policy.spec.action.upper_array()
         self.latency = LatencyEstimate(config.latency_window, config.latency_quantile, config.latency_initial_steps)
@@ -96,6 +105,10 @@ class AsyncChunkScheduler:
     @property
     def source(self) -> Source:
         return Source.POLICY
+
+    @property
+    def version(self) -> int:
+        return self._version
 
     def begin(self, seed: int) -> None:
         self._inference.discard()
@@ -141,6 +154,7 @@ class AsyncChunkScheduler:
         self.latency.add(delay)
         self.counts.chunks += 1
         self._plan.take(chunk, observation.index)
+        self._version = chunk.weights_version
         self._begun = True
 
     def _take_arrived(self, index: int) -> None:
@@ -156,6 +170,7 @@ class AsyncChunkScheduler:
             return
         self.counts.chunks += 1
         self._plan.take(chunk, index)
+        self._version = chunk.weights_version
 
     def _hold(self, index: int) -> FloatArray:
         self.counts.empty_steps += 1

@@ -23,7 +23,7 @@ from robot_stack.core.messages import (
     WeightEncoding,
     WeightSnapshot,
 )
-from robot_stack.core.protocols import ResidualPolicy
+from robot_stack.core.protocols import ExploringPolicy, ResidualPolicy
 from robot_stack.edge.alarms import AlarmBoard, AlarmKind
 from robot_stack.edge.canary import Canary, Judgement, why_refused
 
@@ -144,11 +144,6 @@ class WeightFetch:
         self._snapshot, self._data = None, bytearray()
 
 
-def fetch_weights(ask: Callable[[GetWeights], object]) -> tuple[WeightSnapshot, bytes] | None:
-    """Fetch the newest snapshot whole, in one go: see `WeightFetch.fetch`."""
-    return WeightFetch().fetch(ask)
-
-
 def _chunk(reply: object) -> WeightChunk:
     if not isinstance(reply, WeightChunk):
         raise MessageError(f"the learner answered a request for weights with {type(reply).__name__}")
@@ -267,6 +262,11 @@ class LiveResidual:
         if self._canary:
             self._canary.saw(observation, action_base, action)
         return action
+
+    def explore(self, observation: Observation, action_base: FloatArray, rng: np.random.Generator) -> FloatArray | None:
+        """Called after `correct`: what the weights that act now do to learn; None if they have no way of their own."""
+        acting = self._residual
+        return acting.explore(observation, action_base, rng) if isinstance(acting, ExploringPolicy) else None
 
     def _of_candidate(self, observation: Observation, action_base: FloatArray) -> FloatArray | None:
         """The candidate's action, and it acts from now on; None if there is none, or it must not act."""

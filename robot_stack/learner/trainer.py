@@ -20,7 +20,8 @@ from robot_stack.buffer.sampling import Sampler
 from robot_stack.core.errors import ConfigError
 from robot_stack.core.messages import Array, Source, Step, Verdict
 from robot_stack.core.specs import Feature
-from robot_stack.learner.algorithms.base import Algorithm
+from robot_stack.learner.algorithms.base import Batches, OnPolicy, Recipe
+from robot_stack.learner.curation import Place
 
 _ALGORITHM = "algorithm/"
 _PUBLISHED = "published/"
@@ -62,6 +63,7 @@ class TrainerMeta(Struct, frozen=True, kw_only=True):
     updates: int
     version: int
     published_at: int
+    published_updates: int
     sampler: bytes
 
 
@@ -71,17 +73,21 @@ class Trainer:
     def __init__(
         self,
         settings: TrainerSettings,
-        algorithm: Algorithm,
+        recipe: Recipe,
         log: StepSource,
-        online: Replay,
-        sampler: Sampler,
+        replays: Mapping[Place, Replay],
         observation: Mapping[str, Feature],
+        seed: int,
     ) -> None:
         self._settings = settings
-        self._algorithm = algorithm
+        self._algorithm = algorithm = recipe.algorithm
+        self._curator = recipe.curator
         self._log = log
-        self._online = online
-        self._sampler = sampler
+        self._replays = replays
+        parts = recipe.mix(replays[Place.DEMONSTRATIONS], replays[Place.ONLINE])
+        self._sampler = Sampler(parts, seed, on_empty=recipe.on_empty)
+        self._batches = Batches(self._sampler, settings.batch_size, settings.n_step, settings.discount)
+        self._on_policy = algorithm if isinstance(algorithm, OnPolicy) else None
         self._observation = observation
         self._budget = UpdateBudget(settings.updates_per_step, settings.start_after_steps)
         self._ahead: Iterator[tuple[int, Step]] = iter(())
@@ -90,6 +96,7 @@ class Trainer:
         self.updates = 0
         self.version = 0
         self._published_at = 0
+        self._published_updates = 0
         self.published: dict[str, Array] = algorithm.actor_tensors()
         self.metrics: dict[str, float] = {}
 
@@ -109,8 +116,9 @@ class Trainer:
             return False
         index, step = found
         self._insert(index, step)
-        ended = step.terminated or step.truncated
-        if ended and self.updates > 0 and self.trained_steps - self._published_at >= self._settings.publish_every_steps:
+        if self._on_policy is not None and step.verdict is not Verdict.REFUSED:
+            self._on_policy.observe(replay_step(step, index, self._observation), step.weights_version)
+        if (step.terminated or step.truncated) and self._publication_due():
             self._publish()
         return True
 
@@ -119,16 +127,21 @@ class Trainer:
         if self._published_at < self.trained_steps:
             self._publish()
 
+    def _publication_due(self) -> bool:
+        learned = self.updates > self._published_updates
+        return learned and self.trained_steps - self._published_at >= self._settings.publish_every_steps
+
     def _owed(self) -> int:
+        if self._on_policy is not None:
+            return int(self._on_policy.due)
+        if not self._sampler.ready():
+            return 0
         if self.trained_steps < self._settings.start_after_steps:
             return 0
         return self._settings.warmup_updates + self._budget.owed(self.trained_steps, 0) - self.updates
 
     def _update(self) -> None:
-        settings = self._settings
-        draw = self._sampler.draw(settings.batch_size)
-        batch = self._sampler.transitions(draw, settings.n_step, settings.discount)
-        self.metrics = self._algorithm.update(batch)
+        self.metrics = self._algorithm.update(self._batches)
         self.updates += 1
 
     def _next_step(self) -> tuple[int, Step] | None:
@@ -139,15 +152,15 @@ class Trainer:
         return found
 
     def _insert(self, index: int, step: Step) -> None:
-        if step.verdict is not Verdict.REFUSED:
-            # A refused action moved nothing. Leaving the step out makes a gap that no transition spans.
-            self._online.add(replay_step(step, index, self._observation))
+        for kept in self._curator.take(step, replay_step(step, index, self._observation)):
+            self._replays[kept.place].add(kept.step)
         self._position = index + 1
         self.trained_steps += 1
 
     def _publish(self) -> None:
         self.version += 1
         self._published_at = self.trained_steps
+        self._published_updates = self.updates
         self.published = self._algorithm.actor_tensors()
 
     # ---- checkpoints ----
@@ -161,6 +174,7 @@ class Trainer:
             updates=self.updates,
             version=self.version,
             published_at=self._published_at,
+            published_updates=self._published_updates,
             sampler=self._sampler.state(),
         )
         tensors = {_ALGORITHM + name: value for name, value in self._algorithm.state().items()}
@@ -168,9 +182,9 @@ class Trainer:
         return tensors, msgspec.json.encode(meta)
 
     def restore(self, tensors: Mapping[str, Array], meta_json: bytes) -> None:
-        """Continue from `state`: the log up to the checkpoint's position refills the replay buffer.
+        """Continue from `state`: the log up to the checkpoint's position refills the replays.
 
-        What lies more than two buffers behind that position cannot be in the buffer any more and is not read.
+        What lies more than twice their capacity behind that position cannot be in them any more and is not read.
         """
         meta = msgspec.json.decode(meta_json, type=TrainerMeta)
         if meta.settings != self._settings:
@@ -180,7 +194,8 @@ class Trainer:
             )
         self._algorithm.load_state(_part(tensors, _ALGORITHM))
         self.published = _part(tensors, _PUBLISHED)
-        start = max(self._log.first_index, meta.position - 2 * self._online.config.capacity)
+        capacity = sum(replay.config.capacity for replay in self._replays.values())
+        start = max(self._log.first_index, meta.position - 2 * capacity)
         for index, step in self._log.iterate(start):
             if index >= meta.position:
                 break
@@ -188,6 +203,7 @@ class Trainer:
         self._position = meta.position
         self.trained_steps, self.updates = meta.trained_steps, meta.updates
         self.version, self._published_at = meta.version, meta.published_at
+        self._published_updates = meta.published_updates
         self._sampler.load_state(meta.sampler)
 
 

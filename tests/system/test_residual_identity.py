@@ -12,8 +12,8 @@ from policies.generative.policy import GenerativePolicy
 from policies.residual.actor import ResidualActor, actor_shapes, actor_tensors
 from policies.residual.config import ResidualConfig
 from policies.residual.runtime import ResidualRuntime
-from robot_stack.apps.build import residual_spec
-from robot_stack.apps.evaluate import FixedResidual
+from robot_stack.apps.actors import FixedCorrector
+from robot_stack.apps.build import step_spec
 from robot_stack.apps.layout import RunLayout
 from robot_stack.apps.rollouts import rollout_robot
 from robot_stack.config.compose import compose_config
@@ -43,7 +43,7 @@ def rollouts(small_run: SmallRun) -> Iterator[tuple[RemoteRobot, GenerativePolic
     layout = RunLayout.of(config)
     base = GenerativePolicy.load(layout.policy)
     with rollout_robot(config, overrides, "robot-server", base.spec) as robot:
-        yield robot, base, residual_spec(config, layout.robot_spec())
+        yield robot, base, step_spec(config, layout.robot_spec())
 
 
 def trace(robot: RemoteRobot, base: GenerativePolicy, corrector: Corrector, seed: int) -> list[bytes]:
@@ -76,6 +76,6 @@ def test_zero_initialised_and_zero_scale_equal_the_base_bit_for_bit(
     robot, base, spec = rollouts
     for seed in (3, 4):
         alone = trace(robot, base, NoCorrection(), seed)
-        assert trace(robot, base, FixedResidual(zero_initialised(spec)), seed) == alone
-        assert trace(robot, base, FixedResidual(random_weights(spec, 0.0)), seed) == alone
-        assert trace(robot, base, FixedResidual(random_weights(spec, 0.5)), seed) != alone
+        assert trace(robot, base, FixedCorrector(zero_initialised(spec)), seed) == alone
+        assert trace(robot, base, FixedCorrector(random_weights(spec, 0.0)), seed) == alone
+        assert trace(robot, base, FixedCorrector(random_weights(spec, 0.5)), seed) != alone

@@ -247,13 +247,6 @@ def test_batches_are_copies_in_float32() -> None:
     assert table(replay) == before
 
 
-def test_the_oldest_log_index_still_needed() -> None:
-    replay = make_replay(capacity=3)
-    assert replay.first_source_index == -1
-    make_replay([make_step(1, index, source_index=index + 40) for index in range(5)], replay=replay)
-    assert replay.first_source_index == 42
-
-
 def test_a_batch_that_comes_from_no_replay() -> None:
     values = vec(1, 2, 3)
     rows = np.ones((3, 2), np.float32)

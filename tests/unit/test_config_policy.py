@@ -13,7 +13,7 @@ from policies.diffusion.config import TransformerConfig, UNetConfig
 from policies.flow.config import ExpertConfig
 from policies.generative.config import DiffusionChain, FlowPath, NetConfig, Process, SolverConfig
 from policies.vla.config import VlaConfig
-from robot_stack.apps.build import base_spec, residual_spec
+from robot_stack.apps.build import base_spec, step_spec
 from robot_stack.apps.learner import relabelled
 from robot_stack.apps.train import demonstration_arrays
 from robot_stack.buffer.images import ImageCodec, encode_image
@@ -106,7 +106,7 @@ def test_pictures_are_for_the_base_policy_alone() -> None:
     base = base_spec(config, ROBOT)
     assert base.observation == ROBOT.observation
     assert (base.name, base.horizon, base.history) == ("flow-touch_block", 12, 3)
-    assert list(residual_spec(config, ROBOT).observation) == [STATE]
+    assert list(step_spec(config, ROBOT).observation) == [STATE]
     with pytest.raises(ConfigError, match="does not offer"):
         base_spec(compose_config([f"task.features=[{STATE},observation.images.wrist]"]), ROBOT)
 

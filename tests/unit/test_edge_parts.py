@@ -33,7 +33,7 @@ from robot_stack.edge.control_loop import EpisodeId, LoopStep, NoCorrection
 from robot_stack.edge.recorder import Recorder, RecordingId
 from robot_stack.edge.remote_robot import Stepped
 from robot_stack.edge.scheduler import ChunkScheduler
-from robot_stack.edge.weights import LiveResidual, WeightInbox, fetch_weights, load_tensors
+from robot_stack.edge.weights import LiveResidual, WeightFetch, WeightInbox, load_tensors
 
 ACTION = vector(("a",), lower=(-100.0,), upper=(100.0,))
 SPEC = RobotSpec(
@@ -201,7 +201,7 @@ WEIGHTS = save({"w": np.arange(60, dtype=np.float32)})
 
 
 def test_weights_arrive_whole_in_chunks() -> None:
-    fetched = fetch_weights(Server(WEIGHTS))
+    fetched = WeightFetch().fetch(Server(WEIGHTS))
     assert fetched is not None
     assert load_tensors(fetched[1])["w"].tolist() == list(range(60))
 
@@ -209,7 +209,7 @@ def test_weights_arrive_whole_in_chunks() -> None:
 @pytest.mark.parametrize("bit", range(0, len(WEIGHTS) * 8, 37))
 def test_every_flipped_bit_is_caught(bit: int) -> None:
     with pytest.raises(MessageError, match="hash"):
-        fetch_weights(Server(WEIGHTS, flip_bit=bit))
+        WeightFetch().fetch(Server(WEIGHTS, flip_bit=bit))
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:

@@ -13,8 +13,8 @@ from policies.residual.runtime import ResidualRuntime
 from robot_stack.buffer.batches import TransitionBatch
 from robot_stack.core.errors import ConfigError, PolicyError
 from robot_stack.core.specs import PolicySpec, vector
-from robot_stack.learner.algorithms.config import ResidualTd3Config
 from robot_stack.learner.algorithms.residual_td3 import ResidualTd3
+from robot_stack.learner.algorithms.settings.residual_td3 import ResidualTd3Config
 
 ACTION = vector(("a", "b"), (-0.1, -2.0), (0.1, 2.0))
 HALF_RANGE = np.array([0.1, 2.0], np.float32)
@@ -68,14 +68,14 @@ def equal(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
 def test_a_bias_of_the_base_within_reach_is_recovered(offset: float) -> None:
     rng, algorithm = np.random.default_rng(0), make()
     for _ in range(500):
-        algorithm.update(biased_reach(rng, offset))
+        algorithm.learn(biased_reach(rng, offset))
     np.testing.assert_allclose(corrections(algorithm, offset).mean(axis=0), -offset, atol=0.08)
 
 
 def test_a_bias_beyond_reach_saturates_the_correction() -> None:
     rng, algorithm = np.random.default_rng(0), make()
     for _ in range(500):
-        algorithm.update(biased_reach(rng, 0.6))
+        algorithm.learn(biased_reach(rng, 0.6))
     found = corrections(algorithm, 0.6).mean(axis=0)
     assert (found < -0.36).all() and (found >= -0.4001).all()
 
@@ -83,9 +83,9 @@ def test_a_bias_beyond_reach_saturates_the_correction() -> None:
 def test_the_actor_stays_exactly_zero_during_the_critic_only_updates() -> None:
     rng, algorithm = np.random.default_rng(0), make()
     for _ in range(CONFIG.critic_only_updates):
-        algorithm.update(biased_reach(rng, 0.3))
+        algorithm.learn(biased_reach(rng, 0.3))
     assert (corrections(algorithm, 0.3) == 0.0).all()
-    algorithm.update(biased_reach(rng, 0.3))
+    algorithm.learn(biased_reach(rng, 0.3))
     assert (corrections(algorithm, 0.3) != 0.0).any()
 
 
@@ -94,7 +94,7 @@ def test_the_actor_learns_at_its_own_interval() -> None:
         np.random.default_rng(0),
         make(msgspec.structs.replace(CONFIG, critic_only_updates=0, actor_every=3)),
     )
-    acted = ["actor_value" in algorithm.update(biased_reach(rng, 0.3)) for _ in range(9)]
+    acted = ["actor_value" in algorithm.learn(biased_reach(rng, 0.3)) for _ in range(9)]
     assert acted == [False, False, True] * 3
 
 
@@ -116,7 +116,7 @@ def test_values_propagate_through_bootstrapping_and_stop_at_termination() -> Non
             next_observation=np.tile(np.array([1.0, 0.0], np.float32), (64, 1)),
             next_action_base=np.zeros((64, 2), np.float32),
         )
-        mean_q = 0.9 * mean_q + 0.1 * algorithm.update(batch)["q_mean"]
+        mean_q = 0.9 * mean_q + 0.1 * algorithm.learn(batch)["q_mean"]
     assert mean_q == pytest.approx(0.75, abs=0.05)
 
 
@@ -125,17 +125,17 @@ def test_fifty_updates_saved_and_fifty_more_equal_a_hundred() -> None:
     rng = np.random.default_rng(0)
     batches = [biased_reach(rng, 0.2) for _ in range(100)]
     for batch in batches:
-        whole.update(batch)
+        whole.learn(batch)
     for batch in batches[:50]:
-        first.update(batch)
+        first.learn(batch)
     saved = first.state()
     for batch in batches[50:]:  # the saved state is a copy
-        first.update(batch)
+        first.learn(batch)
     second = make(seed=99)
     second.load_state(saved)
     assert second.updates == 50 and equal(second.state(), saved)
     for batch in batches[50:]:
-        second.update(batch)
+        second.learn(batch)
     assert equal(second.state(), whole.state()) and equal(first.state(), whole.state())
     assert equal(second.actor_tensors(), whole.actor_tensors())
 
@@ -145,7 +145,7 @@ def test_state_can_be_taken_before_the_first_update() -> None:
     other.load_state(fresh.state())
     batch = biased_reach(np.random.default_rng(0), 0.2)
     for algorithm in (fresh, other):
-        algorithm.update(batch)
+        algorithm.learn(batch)
     assert equal(fresh.state(), other.state())
 
 
@@ -166,7 +166,7 @@ def test_a_reward_that_is_not_finite_stops_the_learner() -> None:
     batch = biased_reach(np.random.default_rng(0), 0.2)
     batch.return_n[3] = np.nan
     with pytest.raises(PolicyError, match="not finite"):
-        make().update(batch)
+        make().learn(batch)
 
 
 def test_impossible_settings_are_refused() -> None:

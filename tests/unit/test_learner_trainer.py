@@ -18,9 +18,11 @@ from robot_stack.core.codec import pack
 from robot_stack.core.errors import ConfigError
 from robot_stack.core.messages import Refusal, Source, Step, Verdict
 from robot_stack.core.specs import STATE, vector
-from robot_stack.learner.algorithms.config import ResidualTd3Config
+from robot_stack.learner.algorithms.base import HalfAndHalf, Recipe
 from robot_stack.learner.algorithms.residual_td3 import ResidualTd3
+from robot_stack.learner.algorithms.settings.residual_td3 import ResidualTd3Config
 from robot_stack.learner.checkpoint import CheckpointStore
+from robot_stack.learner.curation import Place
 from robot_stack.learner.trainer import Trainer, TrainerSettings, replay_step
 
 FEATURES = {STATE: vector(("x", "y"))}
@@ -86,8 +88,9 @@ def trainer(store: StepStore, settings: TrainerSettings = SETTINGS) -> Trainer:
         Standardizer(mean=(0.0, 0.0), std=(1.0, 1.0)),
         seed=3,
     )
-    sampler = Sampler([Part(demonstrations, None, 0.5), Part(online, None, 0.5)], seed=3)
-    return Trainer(settings, algorithm, store, online, sampler, FEATURES)
+    recipe = Recipe(algorithm, SETTINGS.n_step, HalfAndHalf(0.5))
+    replays = {Place.DEMONSTRATIONS: demonstrations, Place.ONLINE: online}
+    return Trainer(settings, recipe, store, replays, FEATURES, seed=3)
 
 
 def run(made: Trainer) -> None:
@@ -169,7 +172,7 @@ def test_a_refused_step_is_spanned_by_no_transition(log: StepStore) -> None:
     append(log, list(steps(10, "online", seed=2, refused=4)))
     made = trainer(log)
     run(made)
-    online = made._online
+    online = made._replays[Place.ONLINE]
     assert made.trained_steps == 10
     bad = list(steps(10, "online", seed=2, refused=4))[4].observation[STATE]
     sampler = Sampler([Part(online, None, 1.0)], seed=0)

@@ -9,7 +9,7 @@ import torch
 from policies.common.normalization import Standardizer
 from policies.residual.actor import OBSERVATION_STD, ResidualActor, actor_tensors
 from policies.residual.config import ExplorationConfig, ResidualConfig
-from policies.residual.explore import explore
+from policies.residual.explore import add_noise, warm_up_action
 from policies.residual.runtime import ResidualRuntime
 from robot_stack.core.errors import ConfigError, PolicyError
 from robot_stack.core.messages import FloatArray, Observation
@@ -108,31 +108,34 @@ def test_exported_tensors_do_not_change_when_training_goes_on() -> None:
     np.testing.assert_array_equal(tensors["weight.0"], before)
 
 
-def test_exploration_is_uniform_around_the_base_first_and_gaussian_around_the_action_later() -> None:
-    config = ExplorationConfig(warmup_steps=10, warmup_noise=0.2, sigma=0.05)
+def test_the_warm_up_is_uniform_around_the_base_or_over_the_range_and_noise_is_gaussian_around_the_action() -> None:
+    config = ExplorationConfig(warmup_noise=0.2, sigma=0.05)
     base, action = np.array([0.001, 0.5], np.float32), np.array([-0.004, 0.3], np.float32)
+    rng = np.random.default_rng(0)
 
-    def draw(env_steps: int) -> FloatArray:
-        rng = np.random.default_rng(0)
-        return np.stack(
-            [explore(action, base, rng, config=config, env_steps=env_steps, bounds=SPEC.action) for _ in range(2000)]
-        )
+    def share_of(actions: list[FloatArray], centre: FloatArray) -> FloatArray:
+        return (np.stack(actions) - centre) / HALF_RANGE
 
-    early = (draw(9) - base) / HALF_RANGE
+    early = share_of([warm_up_action(base, rng, config, SPEC.action) for _ in range(2000)], base)
     assert 0.19 < np.abs(early).max() <= 0.2 + 1e-6
     np.testing.assert_allclose(early.std(axis=0), 0.2 / np.sqrt(3), rtol=0.1)
-    late = (draw(10) - action) / HALF_RANGE
+    anywhere = ExplorationConfig(warmup="uniform")
+    wide = share_of([warm_up_action(base, rng, anywhere, SPEC.action) for _ in range(2000)], (UPPER + LOWER) / 2)
+    assert 0.99 < np.abs(wide).max() <= 1.0 + 1e-6
+    np.testing.assert_allclose(wide.std(axis=0), 1.0 / np.sqrt(3), rtol=0.1)
+    late = share_of([add_noise(action, rng, config, SPEC.action) for _ in range(2000)], action)
     np.testing.assert_allclose(late.std(axis=0), 0.05, rtol=0.1)
     np.testing.assert_allclose(late.mean(axis=0), 0.0, atol=0.01)
 
 
 def test_exploration_stays_inside_the_bounds_and_is_off_at_sigma_zero() -> None:
     rng = np.random.default_rng(0)
-    loud, off = ExplorationConfig(warmup_steps=0, sigma=5.0), ExplorationConfig(warmup_steps=0, sigma=0.0)
-    for _ in range(100):
-        action = explore(UPPER, UPPER, rng, config=loud, env_steps=0, bounds=SPEC.action)
-        assert (action >= LOWER).all() and (action <= UPPER).all() and action.dtype == np.float32
-    np.testing.assert_array_equal(explore(UPPER, LOWER, rng, config=off, env_steps=0, bounds=SPEC.action), UPPER)
+    loud, off = ExplorationConfig(warmup_noise=5.0, sigma=5.0), ExplorationConfig(warmup_noise=0.0, sigma=0.0)
+    for explored in (add_noise, warm_up_action):
+        for _ in range(100):
+            action = explored(UPPER, rng, loud, SPEC.action)
+            assert (action >= LOWER).all() and (action <= UPPER).all() and action.dtype == np.float32
+        np.testing.assert_array_equal(explored(UPPER, rng, off, SPEC.action), UPPER)
 
 
 def test_impossible_settings_are_refused() -> None:

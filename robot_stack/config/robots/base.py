@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, ClassVar, TypedDict
 
 from msgspec import Struct, field
 
-from robot_stack.config.checked import Checked
 from robot_stack.config.task import TaskConfig
+from robot_stack.core.checked import Checked
 from robot_stack.core.errors import ConfigError
 from robot_stack.core.protocols import Robot, SafeState, SimulatedRobot
 from robot_stack.core.specs import RobotSpec

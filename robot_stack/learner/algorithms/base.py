@@ -1,12 +1,46 @@
-"""What the learner's loop asks of an algorithm."""
+"""What the learner's loop asks of an algorithm, and what it gives to it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
 
-from robot_stack.buffer.batches import TransitionBatch
+from policies.common.normalization import Standardizer
+from policies.generative.policy import GenerativePolicy
+from robot_stack.buffer.batches import ChunkBatch, SequenceBatch, TransitionBatch
+from robot_stack.buffer.replay import Replay, ReplayStep
+from robot_stack.buffer.sampling import Part, Sampler
 from robot_stack.core.messages import Array
+from robot_stack.core.specs import Feature
+from robot_stack.learner.algorithms.settings.base import AlgorithmSettings
+from robot_stack.learner.curation import Curator, EveryStep
+
+
+class Batches:
+    """Fresh batches from the mix: every call draws anew.
+
+    `images`: features of pictures that come with every batch. `n_step` and `discount` are the settings'; `size` is
+    the settings' `batch_size` unless it is given.
+    """
+
+    def __init__(self, sampler: Sampler, size: int, n_step: int, discount: float, images: Sequence[str] = ()) -> None:
+        self.sampler = sampler
+        self._size, self._n_step, self._discount, self._images = size, n_step, discount, tuple(images)
+
+    def transitions(self, size: int | None = None) -> TransitionBatch:
+        """n-step transitions."""
+        draw = self.sampler.draw(size or self._size)
+        return self.sampler.transitions(draw, self._n_step, self._discount, self._images)
+
+    def chunks(self, horizon: int, size: int | None = None) -> ChunkBatch:
+        """Observations, each with the `horizon` actions executed from there on."""
+        return self.sampler.chunks(self.sampler.draw(size or self._size), horizon, self._images)
+
+    def sequences(self, length: int, size: int | None = None) -> SequenceBatch:
+        """Stretches of `length` steps."""
+        return self.sampler.sequences(self.sampler.draw(size or self._size), length, self._images)
 
 
 class Algorithm(Protocol):
@@ -16,8 +50,8 @@ class Algorithm(Protocol):
     def updates(self) -> int:
         """Updates done so far."""
 
-    def update(self, batch: TransitionBatch) -> dict[str, float]:
-        """One gradient step on one batch; metrics by name."""
+    def update(self, batches: Batches) -> dict[str, float]:
+        """One update, from as many batches as it needs; metrics by name."""
 
     def actor_tensors(self) -> dict[str, Array]:
         """What the edge needs to act: weights and normalisation statistics. Copies."""
@@ -27,3 +61,84 @@ class Algorithm(Protocol):
 
     def load_state(self, tensors: Mapping[str, Array]) -> None:
         """Continue from `state`; PolicyError if it belongs to another configuration."""
+
+
+@runtime_checkable
+class OnPolicy(Protocol):
+    """An algorithm that learns from the steps of its newest published weights alone, and says itself when.
+
+    The steps it has taken and not yet learned from are part of its state.
+    """
+
+    def observe(self, step: ReplayStep, weights_version: int) -> None:
+        """A step that reached the driver, in the order of recording, and the version of the weights that chose it."""
+
+    @property
+    def due(self) -> bool:
+        """An update is owed now; it is made before the next step is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ingredients:
+    """What an algorithm is made from.
+
+    Attributes:
+        action: the robot's action, with bounds.
+        observation: vector features that the algorithm reads, in the order in which they are flattened (D).
+        standardizer: statistics of the demonstrations' flattened observations.
+        base: the run's base policy, frozen unless the algorithm trains it; None where there is none.
+        seed: of all its randomness.
+    """
+
+    action: Feature
+    observation: Mapping[str, Feature]
+    standardizer: Standardizer
+    base: GenerativePolicy | None
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """An algorithm, and what it learns from.
+
+    Attributes:
+        lookahead: the most steps after a drawn one that a batch needs: n_step, or the length of chunks.
+        shares: of the batch, in the order of `parts`.
+        curator: which recorded steps count, and as what.
+        on_empty: what happens while a part of the mix has nothing (`Sampler`).
+    """
+
+    algorithm: Algorithm
+    lookahead: int
+    mix: Mix
+    curator: Curator = field(default_factory=EveryStep)
+    on_empty: Literal["error", "redistribute"] = "error"
+
+
+class Mix(Protocol):
+    """From the two replays to the parts of every batch."""
+
+    def __call__(self, demonstrations: Replay, online: Replay) -> Sequence[Part]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class HalfAndHalf:
+    """`share` of every batch from the demonstrations, the rest from practice; a `Mix` (RLPD, arXiv 2302.02948)."""
+
+    share: float
+
+    def __call__(self, demonstrations: Replay, online: Replay) -> Sequence[Part]:
+        return [Part(demonstrations, None, self.share), Part(online, None, 1.0 - self.share)]
+
+
+class Builder(Protocol):
+    """The function `build` of an algorithm's file."""
+
+    def __call__(self, settings: AlgorithmSettings, ingredients: Ingredients) -> Recipe: ...
+
+
+def build_recipe(settings: AlgorithmSettings, ingredients: Ingredients) -> Recipe:
+    """The algorithm of these settings, from the file that they name."""
+    module = importlib.import_module(f"robot_stack.learner.algorithms.{settings.module}")
+    build: Builder = module.build
+    return build(settings, ingredients)

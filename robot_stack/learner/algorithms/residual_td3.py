@@ -24,7 +24,16 @@ from robot_stack.core.errors import PolicyError
 from robot_stack.core.messages import Array
 from robot_stack.core.specs import Feature
 from robot_stack.learner.algorithms.adamw import adamw, adamw_tensors
-from robot_stack.learner.algorithms.config import ResidualTd3Config
+from robot_stack.learner.algorithms.base import Batches, HalfAndHalf, Ingredients, Recipe
+from robot_stack.learner.algorithms.settings.residual_td3 import ResidualTd3Config, ResidualTd3Settings
+
+
+def build(settings: ResidualTd3Settings, ingredients: Ingredients) -> Recipe:
+    """From settings to what the learner's loop runs."""
+    algorithm = ResidualTd3(
+        settings.update, settings.residual, ingredients.action, ingredients.standardizer, ingredients.seed
+    )
+    return Recipe(algorithm, settings.n_step, HalfAndHalf(settings.demonstration_share))
 
 
 class ResidualTd3:
@@ -64,7 +73,10 @@ class ResidualTd3:
     def updates(self) -> int:
         return self._updates
 
-    def update(self, batch: TransitionBatch) -> dict[str, float]:
+    def update(self, batches: Batches) -> dict[str, float]:
+        return self.learn(batches.transitions())
+
+    def learn(self, batch: TransitionBatch) -> dict[str, float]:
         """One critic update and, when it is due, one actor update."""
         observation = self._observe(batch.observation)
         metrics = self._update_critic(batch, observation)

@@ -1,10 +1,13 @@
-"""Settings of the algorithms, apart from their code: reading a configuration loads no torch."""
+"""Settings of `robot_stack.learner.algorithms.residual_td3`."""
 
 from __future__ import annotations
+
+from typing import ClassVar, Self
 
 from msgspec import Struct
 
 from robot_stack.core.errors import ConfigError
+from robot_stack.learner.algorithms.settings.base import ResidualSettings
 
 
 class ResidualTd3Config(Struct, frozen=True, kw_only=True):
@@ -39,3 +42,18 @@ class ResidualTd3Config(Struct, frozen=True, kw_only=True):
             raise ConfigError("algorithm.actor_every must be 1 or more, critic_only_updates 0 or more")
         if min(self.critic_lr, self.actor_lr, self.max_gradient_norm) <= 0 or not 0 < self.polyak <= 1:
             raise ConfigError("algorithm: learning rates and max_gradient_norm must be above 0, polyak in (0, 1]")
+
+
+class ResidualTd3Settings(ResidualSettings, frozen=True, kw_only=True, tag_field="kind", tag="residual_td3"):
+    """Residual off-policy RL: actor, updates, exploration, replay."""
+
+    module: ClassVar[str] = "residual_td3"
+
+    update: ResidualTd3Config = ResidualTd3Config()
+
+    def warmup_updates(self) -> int:
+        return self.update.critic_only_updates
+
+    @classmethod
+    def presets(cls) -> dict[str, Self]:
+        return {"residual_td3": cls()}

@@ -1,0 +1,53 @@
+"""What the settings of all algorithms share. Nothing here loads torch: reading a configuration must stay quick."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+from policies.residual.config import ExplorationConfig, ResidualConfig
+from robot_stack.core.checked import Checked
+
+
+class AlgorithmSettings(Checked, frozen=True, kw_only=True):
+    """Base of every algorithm's settings: what the learner's loop needs to know whatever the algorithm is.
+
+    A subclass names its own tag (`tag_field="kind"`), its `module` with a function `build(settings, ingredients)`, and
+    its `presets`. What its weights are on the edge is told by the class that it derives from: `ResidualSettings`,
+    `GaussianSettings` or `ChunkPolicySettings`.
+
+    Attributes:
+        exploration: noise on the edge while collecting.
+        batch_size: samples of one batch.
+        updates_per_step: learner updates for every environment step after the warm-up.
+        n_step, discount: of the returns.
+        demonstration_share: part of each batch that comes from demonstrations.
+        replay_capacity: steps kept for sampling.
+    """
+
+    module: ClassVar[str]
+
+    exploration: ExplorationConfig = ExplorationConfig()
+    batch_size: int = 256
+    updates_per_step: float = 1.0
+    n_step: int = 3
+    discount: float = 0.98
+    demonstration_share: float = 0.5
+    replay_capacity: int = 200_000
+
+    def positive(self) -> tuple[str, ...]:
+        return ("batch_size", "updates_per_step", "n_step", "discount", "replay_capacity")
+
+    def warmup_updates(self) -> int:
+        """Updates that are made at once when the warm-up steps are there, before practice goes on."""
+        return 0
+
+    @classmethod
+    def presets(cls) -> dict[str, Self]:
+        """Choices of `algorithm=...` that this class offers."""
+        return {}
+
+
+class ResidualSettings(AlgorithmSettings, frozen=True, kw_only=True):
+    """An algorithm whose weights are a residual actor's (`policies.residual`): a small correction at every step."""
+
+    residual: ResidualConfig = ResidualConfig()
