@@ -17,7 +17,8 @@ from robot_stack.core.messages import Array, FloatArray, Observation
 from robot_stack.core.protocols import Policy, ResidualPolicy
 from robot_stack.core.specs import PolicySpec
 from robot_stack.edge.control_loop import Corrector, NoCorrection
-from robot_stack.learner.algorithms.settings import AlgorithmSettings, ResidualSettings
+from robot_stack.learner.algorithms.base import build_chunk_policy
+from robot_stack.learner.algorithms.settings import AlgorithmSettings, ChunkPolicySettings, ResidualSettings
 from robot_stack.learner.checkpoint import CheckpointStore
 from robot_stack.learner.trainer import TrainerMeta, published_tensors
 
@@ -37,6 +38,8 @@ def step_builder(settings: AlgorithmSettings, spec: PolicySpec) -> BuildStep | N
 
 def chunk_builder(settings: AlgorithmSettings, base: GenerativePolicy) -> BuildChunks | None:
     """Makes what predicts chunks from (version, tensors); None if the algorithm's weights act at every step."""
+    if isinstance(settings, ChunkPolicySettings):
+        return lambda version, tensors: build_chunk_policy(settings, base, version, tensors)
     return None
 
 

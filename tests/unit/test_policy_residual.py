@@ -113,14 +113,17 @@ def test_the_warm_up_is_uniform_around_the_base_or_over_the_range_and_noise_is_g
     base, action = np.array([0.001, 0.5], np.float32), np.array([-0.004, 0.3], np.float32)
     rng = np.random.default_rng(0)
 
-    def share_of(actions: list[FloatArray], centre: FloatArray) -> FloatArray:
+    def share_of(actions: list[FloatArray], centre: FloatArray) -> Array:
         return (np.stack(actions) - centre) / HALF_RANGE
 
     early = share_of([warm_up_action(base, rng, config, SPEC.action) for _ in range(2000)], base)
     assert 0.19 < np.abs(early).max() <= 0.2 + 1e-6
     np.testing.assert_allclose(early.std(axis=0), 0.2 / np.sqrt(3), rtol=0.1)
     anywhere = ExplorationConfig(warmup="uniform")
-    wide = share_of([warm_up_action(base, rng, anywhere, SPEC.action) for _ in range(2000)], (UPPER + LOWER) / 2)
+    wide = share_of(
+        [warm_up_action(base, rng, anywhere, SPEC.action) for _ in range(2000)],
+        np.asarray((UPPER + LOWER) / 2, np.float32),
+    )
     assert 0.99 < np.abs(wide).max() <= 1.0 + 1e-6
     np.testing.assert_allclose(wide.std(axis=0), 1.0 / np.sqrt(3), rtol=0.1)
     late = share_of([add_noise(action, rng, config, SPEC.action) for _ in range(2000)], action)

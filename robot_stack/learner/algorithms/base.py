@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Literal, Protocol, runtime_checkable
 
 from policies.common.normalization import Standardizer
@@ -13,8 +14,9 @@ from robot_stack.buffer.batches import ChunkBatch, SequenceBatch, TransitionBatc
 from robot_stack.buffer.replay import Replay, ReplayStep
 from robot_stack.buffer.sampling import Part, Sampler
 from robot_stack.core.messages import Array
+from robot_stack.core.protocols import Policy
 from robot_stack.core.specs import Feature
-from robot_stack.learner.algorithms.settings.base import AlgorithmSettings
+from robot_stack.learner.algorithms.settings.base import AlgorithmSettings, ChunkPolicySettings
 from robot_stack.learner.curation import Curator, EveryStep
 
 
@@ -103,7 +105,7 @@ class Recipe:
 
     Attributes:
         lookahead: the most steps after a drawn one that a batch needs: n_step, or the length of chunks.
-        shares: of the batch, in the order of `parts`.
+        mix: the parts of every batch and their shares.
         curator: which recorded steps count, and as what.
         on_empty: what happens while a part of the mix has nothing (`Sampler`).
     """
@@ -137,8 +139,27 @@ class Builder(Protocol):
     def __call__(self, settings: AlgorithmSettings, ingredients: Ingredients) -> Recipe: ...
 
 
+class ChunkBuilder(Protocol):
+    """The function `chunk_policy` of an algorithm's file, where its weights predict chunks."""
+
+    def __call__(
+        self, settings: AlgorithmSettings, base: GenerativePolicy, version: int, tensors: Mapping[str, Array]
+    ) -> Policy: ...
+
+
 def build_recipe(settings: AlgorithmSettings, ingredients: Ingredients) -> Recipe:
     """The algorithm of these settings, from the file that they name."""
-    module = importlib.import_module(f"robot_stack.learner.algorithms.{settings.module}")
-    build: Builder = module.build
+    build: Builder = _module_of(settings).build
     return build(settings, ingredients)
+
+
+def build_chunk_policy(
+    settings: ChunkPolicySettings, base: GenerativePolicy, version: int, tensors: Mapping[str, Array]
+) -> Policy:
+    """What acts with published weights of these settings; PolicyError if they do not fit."""
+    chunk_policy: ChunkBuilder = _module_of(settings).chunk_policy
+    return chunk_policy(settings, base, version, tensors)
+
+
+def _module_of(settings: AlgorithmSettings) -> ModuleType:
+    return importlib.import_module(f"robot_stack.learner.algorithms.{settings.module}")

@@ -8,9 +8,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from robot_stack.learner.algorithms.settings.base import AlgorithmSettings, ResidualSettings
+from robot_stack.learner.algorithms.settings.base import AlgorithmSettings, ChunkPolicySettings, ResidualSettings
 
-__all__ = ["ALGORITHM_PRESETS", "AlgorithmSettings", "ResidualSettings"]
+__all__ = ["ALGORITHM_PRESETS", "AlgorithmSettings", "ChunkPolicySettings", "ResidualSettings"]
 
 
 def _find_presets() -> dict[str, AlgorithmSettings]:

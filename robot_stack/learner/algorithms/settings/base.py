@@ -12,8 +12,8 @@ class AlgorithmSettings(Checked, frozen=True, kw_only=True):
     """Base of every algorithm's settings: what the learner's loop needs to know whatever the algorithm is.
 
     A subclass names its own tag (`tag_field="kind"`), its `module` with a function `build(settings, ingredients)`, and
-    its `presets`. What its weights are on the edge is told by the class that it derives from: `ResidualSettings`,
-    `GaussianSettings` or `ChunkPolicySettings`.
+    its `presets`. What its weights are on the edge is told by the class that it derives from: `ResidualSettings`
+    or `ChunkPolicySettings`.
 
     Attributes:
         exploration: noise on the edge while collecting.
@@ -51,3 +51,11 @@ class ResidualSettings(AlgorithmSettings, frozen=True, kw_only=True):
     """An algorithm whose weights are a residual actor's (`policies.residual`): a small correction at every step."""
 
     residual: ResidualConfig = ResidualConfig()
+
+
+class ChunkPolicySettings(AlgorithmSettings, frozen=True, kw_only=True):
+    """An algorithm whose weights predict chunks in the place of the base policy.
+
+    Its file has, beside `build`, a function `chunk_policy(settings, base, version, tensors)` that makes a `Policy` of
+    published tensors (`actor_tensors`) and the run's base policy.
+    """
