@@ -12,7 +12,7 @@ from policies.residual.config import ExplorationConfig, ResidualConfig
 from policies.residual.explore import add_noise, warm_up_action
 from policies.residual.runtime import ResidualRuntime
 from robot_stack.core.errors import ConfigError, PolicyError
-from robot_stack.core.messages import FloatArray, Observation
+from robot_stack.core.messages import Array, FloatArray, Observation
 from robot_stack.core.specs import PolicySpec, vector
 
 CONFIG = ResidualConfig(hidden=(32, 16), action_scale=0.3)
