@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+import logging
 from pathlib import Path
 
 import torch
@@ -12,6 +14,8 @@ from policies.generative.policy import MakeBackend
 from policies.generative.runtime_config import RuntimeConfig
 from policies.generative.sampler import ChunkSampler
 from robot_stack.core.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 def backend_maker(config: RuntimeConfig, cache: Path) -> MakeBackend | None:
@@ -23,20 +27,28 @@ def backend_maker(config: RuntimeConfig, cache: Path) -> MakeBackend | None:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("runtime.device is cuda, and torch finds no CUDA device here; allowed: cpu")
     torch.set_num_threads(config.threads)
-    if config.backend == "eager" and config.device == "cpu":
+    backend = _automatic(config) if config.backend == "auto" else config.backend
+    if backend == "eager" and config.device == "cpu":
         return None
 
     def make(sampler: ChunkSampler, _: Arrays) -> Backend:
         if config.device != "cpu":
             sampler = copy.deepcopy(sampler)  # the policy's own stays on the CPU
-        if config.backend == "onnx":
+        if backend == "onnx":
             from policies.generative.onnx_backend import OnnxBackend
 
             return OnnxBackend(sampler, cache, config.threads)
-        if config.backend == "compiled":
+        if backend == "compiled":
             from policies.generative.compiled_backend import CompiledBackend
 
             return CompiledBackend(sampler, config.device)
         return EagerBackend(sampler, config.device)
 
     return make
+
+
+def _automatic(config: RuntimeConfig) -> str:
+    installed = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript"))
+    if config.device == "cpu" and not installed:
+        logger.info("chunks are computed in PyTorch; ONNX Runtime is some times faster: pip install robot_stack[fast]")
+    return "onnx" if config.device == "cpu" and installed else "eager"

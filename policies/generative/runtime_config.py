@@ -14,10 +14,11 @@ class RuntimeConfig(Struct, frozen=True, kw_only=True):
 
     eager: PyTorch, ready at once. compiled: the whole sampler by torch.compile (with CUDA graphs on `cuda`); compiling
     takes minutes for many solver steps. onnx: the whole sampler as one graph in ONNX Runtime, on the CPU: the fastest
-    there; building it takes seconds to minutes, and is kept for the next start.
+    there; building it takes seconds to minutes, and is kept for the next start. auto: onnx on the CPU where ONNX Runtime
+    is installed, else eager.
     """
 
-    backend: Literal["eager", "compiled", "onnx"] = "eager"
+    backend: Literal["auto", "eager", "compiled", "onnx"] = "eager"
     threads: int = 1
     device: Literal["cpu", "cuda"] = "cpu"
 

@@ -42,7 +42,7 @@ class PolicySettings(Checked, frozen=True, kw_only=True):
     horizon: int = 8
     history: int = 1
     execute_steps: int = 8
-    runtime: RuntimeConfig = RuntimeConfig()
+    runtime: RuntimeConfig = RuntimeConfig(backend="auto")
     instruction: str = ""
     rollout_episodes: int = 20
     tensorboard: bool = False

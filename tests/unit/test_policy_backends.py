@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -198,6 +199,16 @@ def test_another_chunk_than_eagers_is_refused() -> None:
     for wrong in (chunk + 0.1, chunk[:, :4], np.full_like(chunk, np.nan)):
         with pytest.raises(PolicyError, match="back-end 'some'"):
             check_against_eager("some", wrong, chunk)
+
+
+def test_the_automatic_backend_is_onnx_on_the_cpu_where_it_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = make_policy()
+    maker = backend_maker(RuntimeConfig(backend="auto"), tmp_path)
+    assert maker is not None and isinstance(policy.with_backend(maker).backend, OnnxBackend)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert backend_maker(RuntimeConfig(backend="auto"), tmp_path) is None
 
 
 def test_runtimes_that_cannot_be_had_are_refused(tmp_path: Path) -> None:
