@@ -249,7 +249,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one round of one episode each")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rounds", type=int, default=5, help="every load once, in another order (default: 5)")
+    parser.add_argument("--rounds", type=int, default=2, help="of two minutes each (default: 2)")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options, overrides = parser.parse_known_args()
     logging.basicConfig(level=logging.WARNING)

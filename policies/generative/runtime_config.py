@@ -14,8 +14,8 @@ class RuntimeConfig(Struct, frozen=True, kw_only=True):
 
     eager: PyTorch, ready at once. compiled: the whole sampler by torch.compile (with CUDA graphs on `cuda`); compiling
     takes minutes for many solver steps. onnx: the whole sampler as one graph in ONNX Runtime, on the CPU: the fastest
-    there; building it takes seconds to minutes, and is kept for the next start. auto: onnx on the CPU where ONNX Runtime
-    is installed, else eager.
+    there; building it takes seconds to minutes, and is kept for the next start. auto: onnx on the CPU where it is
+    installed, else eager.
     """
 
     backend: Literal["auto", "eager", "compiled", "onnx"] = "eager"
