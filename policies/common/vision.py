@@ -67,7 +67,11 @@ class ImageEncoder(nn.Module):
 
 
 class ResidualStage(nn.Module):
-    """Two 3x3 convolutions with GroupNorm, added to the input."""
+    """Two 3x3 convolutions with GroupNorm, added to the input.
+
+    The short way takes every `stride`-th pixel before its 1x1 convolution, which is the same as a convolution with that
+    stride: the gradient of such a convolution crashes the process in torch 2.13 (oneDNN, channels last, 8 channels).
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -75,14 +79,13 @@ class ResidualStage(nn.Module):
         self.first_norm = nn.GroupNorm(outputs // _GROUP, outputs)
         self.second = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.second_norm = nn.GroupNorm(outputs // _GROUP, outputs)
-        self.short = (
-            nn.Identity() if inputs == outputs and stride == 1 else nn.Conv2d(inputs, outputs, 1, stride=stride)
-        )
+        self.stride = stride
+        self.short = nn.Identity() if inputs == outputs and stride == 1 else nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, value: Tensor) -> Tensor:
         changed = functional.relu(self.first_norm(self.first(value)))
         changed = self.second_norm(self.second(changed))
-        return functional.relu(self.short(value) + changed)
+        return functional.relu(self.short(value[:, :, :: self.stride, :: self.stride]) + changed)
 
 
 def spatial_softmax(maps: Tensor) -> Tensor:

@@ -125,3 +125,11 @@ def test_the_encoder_becomes_a_graph_without_decisions() -> None:
     images = torch.randint(0, 256, (2, *SIZE, 3), dtype=torch.uint8)
     graph = torch.export.export(encoder, (images,)).module()
     torch.testing.assert_close(graph(255 - images), encoder(255 - images))
+
+
+def test_gradients_of_many_large_images_through_narrow_stages_do_not_crash() -> None:
+    """In torch 2.13 the gradient of a strided 1x1 convolution did, for just these sizes."""
+    encoder = ImageEncoder(VisionConfig(channels=(8, 8)), 128, 128).train()
+    images = torch.randint(0, 256, (128, 128, 128, 3), dtype=torch.uint8)
+    encoder(images).square().mean().backward()
+    assert all(value.grad is not None and value.grad.isfinite().all() for value in encoder.parameters())
