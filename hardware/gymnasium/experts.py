@@ -59,126 +59,134 @@ class PandaPickCubeExpert:
 # ---- gym_pusht/PushT-v0, in pixels and radians; block frame: origin in the middle of the bar's top ---------------
 
 _AGENT_RADIUS = 15.0
-_CLEARANCE = 8.0
-_BOARD = (20.0, 492.0)
+_GAP = 10.0  # between agent and block where a push begins, and around the corners
+_CLEAR = _AGENT_RADIUS + 3.0
+_BOARD = (10.0, 502.0)
 _BAR = np.asarray([[-60.0, 0.0], [60.0, 30.0]])
 _STEM = np.asarray([[-15.0, 30.0], [15.0, 120.0]])
 _OUTLINE = np.asarray([[-60, 0], [60, 0], [60, 30], [15, 30], [15, 120], [-15, 120], [-15, 30], [-60, 30]], np.float64)
 _MASS_CENTRE = np.asarray([0.0, 45.0])
 _INERTIA = 3000.0  # per unit of mass, as gym-pusht sets it
-_PUSHES = np.asarray([2.0, 4.0, 8.0, 16.0, 32.0, 64.0])
+_DEPTHS = np.asarray([0.5, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 12, 14, 18, 24, 32, 48, 64, 90])
+_CONTACTS = np.asarray(  # on the outline, and which way the block is pushed there
+    [
+        *[(-45, 0, 0, 1), (0, 0, 0, 1), (45, 0, 0, 1)],
+        *[(60, 15, -1, 0), (-60, 15, 1, 0), (42, 30, 0, -1), (-42, 30, 0, -1)],
+        *[(15, 50, -1, 0), (-15, 50, 1, 0), (15, 105, -1, 0), (-15, 105, 1, 0), (0, 120, 0, -1)],
+    ],
+    np.float64,
+)
+_CORNERS = np.asarray([[-85, -25], [85, -25], [85, 55], [40, 145], [-40, 145], [-85, 55]], np.float64)
 
 
 class PushTExpert:
-    """Pushes the T towards its goal by greedy choice of the contact.
+    """Pushes the T towards its goal, at one of twelve places of it at a time.
 
     The simulated contact has no friction and the block's velocity dies within a step. So a push of depth d at a
     contact with inward normal n and lever torque t = r x n moves the centre of mass by d n / (1 + t^2 / I) and
-    turns the block by t / I of that length. Of all contacts around the outline the expert takes the one whose best
-    push brings the T's corners nearest to the goal's per distance travelled; it walks there around the block and
-    pushes.
+    turns the block by t / I of that length. The expert takes the contact whose best push brings the T nearest to its
+    goal for its depth; it walks there around the block and pushes.
+
+    It is made to be imitated: it remembers nothing, so its action is a function of what a policy sees. While it walks,
+    the block lies still and so does its choice; at a contact it goes on there, since the contact at hand counts for
+    more. There are few contacts, so that little is to be told apart; and where it walks to and pushes at are places
+    fixed to the block, which depend linearly on the block's corners.
     """
 
-    APPROACH_COST = 40.0
-    REST_OF_BEST = 0.3  # go on at a contact while it promises this share of the best contact's gain
-    WORTHWHILE = 0.02  # and this share of the remaining error
-    PUSH_STEP = 14.0
-    PUSH_LEAD = 1.6  # the agent lags its target
-    ON_CONTACT = (4.0, 14.0)  # sideways and inwards distance at which pushing begins
+    AT_HAND = 3.0  # how much more the contact that the agent stands at counts
+    START_COST = 60.0  # of a push, in pixels of depth
+    PUSH_GAIN = 1.6  # how far ahead of the touch the target lies, for each pixel to push; the agent lags its target
+    PUSH_AHEAD = (6.0, 22.0)
+    SIDEWAYS = 8.0
+    INWARDS = (-15.0, 10.0)  # at a contact is who stands no further aside of it and within these of touching
 
     def __init__(self) -> None:
-        self._points, self._normals = _contacts()
-        arms = self._points - _MASS_CENTRE
+        points, self._normals = _CONTACTS[:, :2], _CONTACTS[:, 2:]
+        arms = points - _MASS_CENTRE
         self._torques = arms[:, 0] * self._normals[:, 1] - arms[:, 1] * self._normals[:, 0]
-        margin = _AGENT_RADIUS + _CLEARANCE
-        outwards = np.asarray([[-1, -1], [1, -1], [1, 1], [1, 1], [1, 1], [-1, 1], [-1, 1], [-1, 1]], np.float64)
-        self._waypoints = _OUTLINE + margin * outwards
-        self._chosen: int | None = None
+        self._touches = points - self._normals * _AGENT_RADIUS
+        self._stops = np.vstack([self._touches - self._normals * _GAP, _CORNERS])
+        self._lengths = np.stack([_ways(stop, self._stops, _CLEAR) for stop in self._stops])
 
     def reset(self, seed: int) -> None:
-        self._chosen = None
+        pass
 
     def act(self, features: Features, ground_truth: Features) -> FloatArray:
         """Target position of the agent (2,), pixels, from the true poses of agent, block and goal."""
         block = ground_truth["info.block_pose"].astype(np.float64)
         goal = ground_truth["info.goal_pose"].astype(np.float64)
-        R_block = _rotation(block[2])
-        agent = (ground_truth["info.pos_agent"].astype(np.float64) - block[:2]) @ R_block
+        agent = (ground_truth["info.pos_agent"].astype(np.float64) - block[:2]) @ _rotation(block[2])
+        at_hand = self._at_hand(agent)
+        distance, before = self._walks(agent, block)
         gain, depth = self._promises(block, goal)
-        error = float(np.sum((_place(_OUTLINE, block) - _place(_OUTLINE, goal)) ** 2, axis=1).mean())
-        chosen = self._choose(agent, block, gain, depth, error)
-        point, normal = self._points[chosen], self._normals[chosen]
-        touch = point - normal * _AGENT_RADIUS
-        inwards = float((agent - touch) @ normal)
-        sideways = float(np.linalg.norm(agent - touch - inwards * normal))
-        if sideways < self.ON_CONTACT[0] and inwards > -self.ON_CONTACT[1]:
-            target = touch + normal * min(depth[chosen], self.PUSH_STEP) * self.PUSH_LEAD
+        score = gain / (depth + self.START_COST) * np.where(at_hand, self.AT_HAND, 1.0)
+        score[~at_hand & ~np.isfinite(distance)] = -np.inf
+        chosen = int(score.argmax())
+        if not np.isfinite(score[chosen]):
+            target = agent + 20.0 * _away(agent)
+        elif at_hand[chosen]:
+            ahead = np.clip(self.PUSH_GAIN * depth[chosen], *self.PUSH_AHEAD)
+            target = self._touches[chosen] + self._normals[chosen] * ahead
         else:
-            target = self._next_waypoint(agent, touch - normal * _CLEARANCE)
-        on_board = np.clip(_place(target[None], block)[0], 16.0, 496.0)
+            target = self._stops[_first_stop(before, chosen)]
+        on_board = np.clip(_place(target[None], block)[0], *_BOARD)
         return np.asarray(on_board, dtype=np.float32)
 
     def _promises(self, block: Points, goal: Points) -> tuple[Points, Points]:
-        """For each contact the largest drop of the mean squared corner error (px^2), and the push for it (px)."""
-        travel = _PUSHES[:, None] / (1.0 + self._torques**2 / _INERTIA)
-        angle = block[2] + self._torques * travel / _INERTIA
-        centre = _place(_MASS_CENTRE[None], block)[0] + travel[..., None] * (self._normals @ _rotation(block[2]).T)
+        """For each contact the largest drop of the root mean square corner error (px), and the push for it (px)."""
+        travel = _DEPTHS[:, None] / (1.0 + self._torques**2 / _INERTIA)
+        turned = block[2] + self._torques * travel / _INERTIA - goal[2]
         corners = _OUTLINE - _MASS_CENTRE
-        cos, sin = np.cos(angle)[..., None], np.sin(angle)[..., None]
-        goal_corners = _place(_OUTLINE, goal)
-        x_error = centre[..., :1] + cos * corners[:, 0] - sin * corners[:, 1] - goal_corners[:, 0]
-        y_error = centre[..., 1:] + sin * corners[:, 0] + cos * corners[:, 1] - goal_corners[:, 1]
-        errors = np.mean(x_error**2 + y_error**2, axis=2)
-        now = np.sum((_place(_OUTLINE, block) - goal_corners) ** 2, axis=1).mean()
-        return now - errors.min(axis=0), _PUSHES[errors.argmin(axis=0)]
+        middle = corners.mean(axis=0) + _MASS_CENTRE
+        spread = np.mean(np.sum((corners - corners.mean(axis=0)) ** 2, axis=1))
+        centre = _place(_MASS_CENTRE[None], block)[0] + travel[..., None] * (self._normals @ _rotation(block[2]).T)
+        cos, sin = np.cos(turned + goal[2]), np.sin(turned + goal[2])
+        lever = middle - _MASS_CENTRE
+        offset = centre - _place(middle[None], goal)[0]
+        offset += np.stack([cos * lever[0] - sin * lever[1], sin * lever[0] + cos * lever[1]], axis=-1)
+        errors = np.sqrt(np.sum(offset**2, axis=-1) + 2.0 * spread * (1.0 - np.cos(turned)))
+        now = np.sqrt(np.sum((_place(_OUTLINE, block) - _place(_OUTLINE, goal)) ** 2, axis=1).mean())
+        return now - errors.min(axis=0), _DEPTHS[errors.argmin(axis=0)]
 
-    def _choose(self, agent: Points, block: Points, gain: Points, depth: Points, error: float) -> int:
-        if self._chosen is not None and gain[self._chosen] > max(
-            self.WORTHWHILE * error, self.REST_OF_BEST * float(gain.max())
-        ):
-            return self._chosen
-        approaches = self._points - self._normals * (_AGENT_RADIUS + _CLEARANCE)
-        distance = np.linalg.norm(approaches - agent, axis=1)
-        score = gain / (distance + depth + self.APPROACH_COST)
-        on_board = _place(approaches, block)
-        score[np.any((on_board < _BOARD[0]) | (on_board > _BOARD[1]), axis=1)] = -np.inf
-        self._chosen = int(score.argmax())
-        return self._chosen
+    def _at_hand(self, agent: Points) -> NDArray[np.bool_]:
+        """Which contacts the agent stands at (block frame)."""
+        away = agent - self._touches
+        inwards = np.sum(away * self._normals, axis=1)
+        sideways = np.linalg.norm(away - inwards[:, None] * self._normals, axis=1)
+        at_hand: NDArray[np.bool_] = (
+            (sideways < self.SIDEWAYS) & (inwards > self.INWARDS[0]) & (inwards < self.INWARDS[1])
+        )
+        return at_hand
 
-    def _next_waypoint(self, start: Points, end: Points) -> Points:
-        """The first stop of the shortest way from start to end that keeps clear of the block (block frame)."""
-        nodes = np.vstack([start, end, self._waypoints])
-        share = np.linspace(0.0, 1.0, 30)[:, None]
-        clear = _AGENT_RADIUS + 3.0
-        lines = nodes[:, None, None] * (1.0 - share) + nodes[None, :, None] * share
-        nearest = _distance(lines).min(axis=2)
-        free = nearest > clear
+    def _walks(self, agent: Points, block: Points) -> tuple[Points, NDArray[np.int32]]:
+        """Length (contacts,) of the ways to all contacts that keep clear of the block, and what is before each stop.
+
+        Stop 0 is the agent, then come those of `_stops`; a negative stop is none.
+        """
+        lengths = np.zeros((1 + len(self._stops), 1 + len(self._stops)))
         # From where it stands the agent may leave along any line that comes no nearer.
-        free[0] = _distance(lines[0])[:, 1:].min(axis=1) >= min(clear, float(_distance(start)) - 1.0)
-        lengths = np.where(free, np.linalg.norm(nodes[:, None] - nodes[None], axis=2), np.inf)
-        _, before = shortest_path(lengths, indices=0, return_predecessors=True)
-        if before[1] < 0:
-            return start + 20.0 * _away(start)
-        node = 1
-        while before[node] != 0:
-            node = int(before[node])
-        stop: Points = nodes[node]
-        return stop
+        lengths[0, 1:] = _ways(agent, self._stops, min(_CLEAR, float(_distance(agent)) - 1.0))
+        lengths[1:, 1:] = self._lengths
+        on_board = _place(self._stops, block)
+        lengths[:, 1:][:, np.any((on_board < _BOARD[0]) | (on_board > _BOARD[1]), axis=1)] = np.inf
+        distance, before = shortest_path(lengths, method="D", indices=0, return_predecessors=True)
+        return distance[1 : 1 + len(self._touches)], before
 
 
-def _contacts() -> tuple[Points, Points]:
-    """Points on the outline that the agent can touch, and their inward normals (N, 2), block frame."""
-    points, normals = [], []
-    for start, end in zip(_OUTLINE, np.roll(_OUTLINE, -1, axis=0), strict=True):
-        length = float(np.linalg.norm(end - start))
-        along = (end - start) / length
-        normal = np.asarray([-along[1], along[0]])
-        for offset in np.linspace(4.0, length - 4.0, int(length // 8)):
-            point = start + along * offset
-            if _distance(point - normal * (_AGENT_RADIUS + 1.0)) >= _AGENT_RADIUS - 0.5:
-                points.append(point)
-                normals.append(normal)
-    return np.asarray(points), np.asarray(normals)
+def _first_stop(before: NDArray[np.int32], contact: int) -> int:
+    """Number of the stop that comes first on the way from the agent to a contact."""
+    stop = 1 + contact
+    while before[stop] > 0:
+        stop = int(before[stop])
+    return stop - 1
+
+
+def _ways(start: Points, ends: Points, clear: float) -> Points:
+    """Lengths (N,) of the straight ways from `start` to `ends` (N, 2); infinity for those that come nearer than `clear`
+    to the block after they began."""
+    share = np.linspace(0.0, 1.0, 30)[1:, None]
+    nearest = _distance(start * (1.0 - share) + ends[:, None] * share).min(axis=1)
+    return np.where(nearest >= clear, np.linalg.norm(ends - start, axis=1), np.inf)
 
 
 def _distance(points: Points) -> Points:

@@ -31,8 +31,11 @@ def training_loss(
     condition: Tensors,
     generator: torch.Generator,
     teacher: Denoiser | None = None,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Mean loss of normalised actions (B, H, A) float32 under their condition: a scalar with a gradient.
+
+    `weight` (B, H) float32, not all 0: how much each action counts; 0 beyond the end of an episode. None: all alike.
 
     Chain: squared error of the noise or of the clean actions at a step drawn uniformly. Flow: squared error of the
     velocity. Shortcut: of the velocity, and for every fourth row of that of a long step against two half steps of
@@ -41,26 +44,34 @@ def training_loss(
     PolicyError if a consistency model has no teacher.
     """
     if isinstance(process, DiffusionChain):
-        return _chain_loss(net, process, actions, condition, generator)
+        return _chain_loss(net, process, actions, condition, generator, weight)
     if process.objective == "consistency":
-        return _consistency_loss(net, actions, condition, generator, teacher)
+        return _consistency_loss(net, actions, condition, generator, teacher, weight)
     noise = _normal(actions, generator)
     if process.objective == "shortcut":
-        return _shortcut_loss(net, process, (noise, actions), condition, generator, teacher or net)
-    return flow_loss(net, process, noise, actions, condition, generator)
+        return _shortcut_loss(net, process, (noise, actions), condition, generator, teacher or net, weight)
+    return flow_loss(net, process, noise, actions, condition, generator, weight)
 
 
 def flow_loss(
-    net: Denoiser, process: FlowPath, noise: Tensor, actions: Tensor, condition: Tensors, generator: torch.Generator
+    net: Denoiser,
+    process: FlowPath,
+    noise: Tensor,
+    actions: Tensor,
+    condition: Tensors,
+    generator: torch.Generator,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Mean squared error of the velocity between noise and actions (B, H, A) that belong together.
+
+    `weight`: as of `training_loss`.
 
     With fresh noise: flow matching (Lipman et al., 2023). With pairs of `reflow_pairs`: rectified flow's second round
     (Liu et al., 2023), after which paths are straighter and need fewer steps.
     """
     times = flow_times(process, len(actions), generator).to(actions.device)
     estimate = net(mix(noise, actions, times), times, torch.zeros_like(times), condition)
-    return functional.mse_loss(estimate, actions - noise)
+    return _squared_error(estimate, actions - noise, weight)
 
 
 @torch.no_grad()
@@ -88,7 +99,12 @@ def mix(noise: Tensor, actions: Tensor, times: Tensor) -> Tensor:
 
 
 def _chain_loss(
-    net: Denoiser, chain: DiffusionChain, actions: Tensor, condition: Tensors, generator: torch.Generator
+    net: Denoiser,
+    chain: DiffusionChain,
+    actions: Tensor,
+    condition: Tensors,
+    generator: torch.Generator,
+    weight: Tensor | None,
 ) -> Tensor:
     steps = torch.randint(chain.train_steps, (len(actions),), generator=generator, device=generator.device)
     levels = _level_table(chain)[steps.cpu()].to(actions)
@@ -96,7 +112,7 @@ def _chain_loss(
     noisy = levels[:, 0, None, None] * actions + levels[:, 1, None, None] * noise
     times = steps.to(actions.device, torch.float32)
     estimate = net(noisy, times, torch.zeros_like(times), condition)
-    return functional.mse_loss(estimate, noise if chain.prediction == "epsilon" else actions)
+    return _squared_error(estimate, noise if chain.prediction == "epsilon" else actions, weight)
 
 
 def _shortcut_loss(
@@ -106,6 +122,7 @@ def _shortcut_loss(
     condition: Tensors,
     generator: torch.Generator,
     teacher: Denoiser,
+    weight: Tensor | None,
 ) -> Tensor:
     noise, actions = ends
     times = flow_times(process, len(actions), generator)
@@ -118,11 +135,16 @@ def _shortcut_loss(
         with torch.no_grad():
             context = teacher.context(tuple(part[:rows] for part in condition))
         target[:rows] = two_half_steps(teacher, noisy[:rows], times[:rows], strides[:rows], context)
-    return functional.mse_loss(net(noisy, times, strides, condition), target)
+    return _squared_error(net(noisy, times, strides, condition), target, weight)
 
 
 def _consistency_loss(
-    net: Denoiser, actions: Tensor, condition: Tensors, generator: torch.Generator, teacher: Denoiser | None
+    net: Denoiser,
+    actions: Tensor,
+    condition: Tensors,
+    generator: torch.Generator,
+    teacher: Denoiser | None,
+    weight: Tensor | None,
 ) -> Tensor:
     if teacher is None:
         raise PolicyError("a consistency model is distilled from a trained flow; give training_loss that `teacher`")
@@ -133,7 +155,14 @@ def _consistency_loss(
         taught = teacher.context(condition)
     target = jump_velocity(net, context, teacher, taught, (noisy, times, strides))
     estimate = net.step(noisy, net.clock(times, strides), context, EVERY_BLOCK)
-    return functional.mse_loss(estimate, target)
+    return _squared_error(estimate, target, weight)
+
+
+def _squared_error(estimate: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean over everything, or the weighted mean: weight (B, H) of errors (B, H, A)."""
+    if weight is None:
+        return functional.mse_loss(estimate, target)
+    return ((estimate - target).square().mean(dim=-1) * weight).sum() / weight.sum()
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:

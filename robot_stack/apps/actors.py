@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import msgspec
 
+from policies.gaussian.runtime import GaussianRuntime
 from policies.generative.policy import GenerativePolicy
 from policies.residual.runtime import ResidualRuntime
 from robot_stack.apps.build import step_spec
@@ -19,6 +21,7 @@ from robot_stack.core.specs import PolicySpec
 from robot_stack.edge.control_loop import Corrector, NoCorrection
 from robot_stack.learner.algorithms.base import build_chunk_policy
 from robot_stack.learner.algorithms.settings import AlgorithmSettings, ChunkPolicySettings, ResidualSettings
+from robot_stack.learner.algorithms.settings.gaussian import GaussianSettings
 from robot_stack.learner.checkpoint import CheckpointStore
 from robot_stack.learner.trainer import TrainerMeta, published_tensors
 
@@ -33,7 +36,17 @@ def step_builder(settings: AlgorithmSettings, spec: PolicySpec) -> BuildStep | N
     """
     if isinstance(settings, ResidualSettings):
         return lambda version, tensors: ResidualRuntime(tensors, settings.residual, spec, version)
+    if isinstance(settings, GaussianSettings):
+        return lambda version, tensors: GaussianRuntime(tensors, settings.actor, spec, version)
     return None
+
+
+def allowed_change(settings: AlgorithmSettings, configured: float) -> float:
+    """How much new weights may change the actions at once, as a share of their range: for the canary.
+
+    No limit but the bounds where the algorithm's weights do not stay near the base policy.
+    """
+    return configured if settings.near_base else math.inf
 
 
 def chunk_builder(settings: AlgorithmSettings, base: GenerativePolicy) -> BuildChunks | None:

@@ -18,13 +18,14 @@ from msgspec import Struct
 
 from policies.residual.config import ExplorationConfig
 from policies.residual.explore import add_noise, warm_up_action
-from robot_stack.apps.actors import step_builder
+from robot_stack.apps.actors import allowed_change, step_builder
 from robot_stack.apps.build import step_spec
 from robot_stack.apps.cameras import ObservedCameras, observed_cameras
 from robot_stack.apps.connections import learner_client, remote_robot
 from robot_stack.apps.edge_policy import Chunks, EdgePolicy, edge_policy, warm_chunks
 from robot_stack.apps.keys import EDGE_KEY, ensure_keys
 from robot_stack.apps.layout import RunLayout
+from robot_stack.apps.operators import build_interventions, log_counts
 from robot_stack.apps.process import use_one_torch_thread
 from robot_stack.apps.seeds import practice_seed
 from robot_stack.apps.timing import TimingObserver
@@ -39,6 +40,7 @@ from robot_stack.edge.canary import Canary
 from robot_stack.edge.control_loop import ControlLoop, Corrector, EpisodeId, NoCorrection, StepObserver
 from robot_stack.edge.disk import Admission, guess_step_bytes
 from robot_stack.edge.gauges import Gauges
+from robot_stack.edge.operator import Interventions
 from robot_stack.edge.outbox import Outbox
 from robot_stack.edge.recorder import Recorder, RecordingId
 from robot_stack.edge.remote_robot import RemoteRobot
@@ -101,20 +103,28 @@ class EpisodeCounter:
 
 
 class EdgeNode:
-    """Runs episodes until the learner has all the steps it wants. `keys`: the run's."""
+    """Runs episodes until the learner has all the steps it wants. `keys`: the run's. `inbox` and `board`: those that
+    `policy` was made with."""
 
     def __init__(
-        self, config: StackConfig, policy: EdgePolicy, layout: RunLayout, keys: KeyStore, spool: Spool
+        self,
+        config: StackConfig,
+        policy: EdgePolicy,
+        layout: RunLayout,
+        keys: KeyStore,
+        spool: Spool,
+        inbox: WeightInbox,
+        board: AlarmBoard,
     ) -> None:
         self._config = config
         self._policy = policy
         self._layout = layout
         self._spool = spool
-        self._inbox = WeightInbox()
+        self._inbox = inbox
         self._counter = EpisodeCounter(layout.edge / "episodes.json")
         self._timing = TimingObserver(layout.edge / "timing.json")
         self._keys = keys
-        self._board = AlarmBoard()
+        self._board = board
         self._gauges = Gauges()
         self._outbox = Outbox(spool, ImageCodec(config.edge.image_codec), config.edge.outbox_capacity_bytes)
         self.uplink = Uplink(
@@ -150,8 +160,9 @@ class EdgeNode:
                 try:
                     with self._devices() as (robot, cameras), self._chunks(robot, keep_running) as chunks:
                         connected_once = True
+                        interventions = build_interventions(self._config, robot.spec)
                         robot.arm(self._config.edge.patience_s)
-                        if self._practise(robot, cameras, chunks, keep_running, sleep):
+                        if self._practise(robot, cameras, chunks, interventions, keep_running, sleep):
                             break
                 except (RobotError, UnreachableError) as error:
                     if not connected_once:
@@ -193,6 +204,7 @@ class EdgeNode:
         robot: RemoteRobot,
         cameras: ObservedCameras,
         chunks: Chunks,
+        interventions: Interventions,
         keep_running: Callable[[], bool],
         sleep: Callable[[float], None],
     ) -> bool:
@@ -211,6 +223,7 @@ class EdgeNode:
             reads=self._policy.policy.spec,
             state_latency_s=config.edge.state_latency_s,
             instruction=config.policy.instruction,
+            interventions=interventions,
         )
         guess_bytes = guess_step_bytes(cameras.spec, ImageCodec(config.edge.image_codec))
         admission = Admission(self._spool, self._outbox, robot.spec.max_episode_steps, guess_bytes)
@@ -226,6 +239,7 @@ class EdgeNode:
                 continue
             loop.run_episode(EpisodeId(number, practice_seed(config.seed, number)))
             self._save_timing(lambda: self._timing.episode_done(robot.pacer))
+            log_counts(interventions.counts)
         return False
 
     def _write_out(self, keep_running: Callable[[], bool]) -> bool:
@@ -262,7 +276,7 @@ class EdgeNode:
         return self.uplink.progress
 
     def _refused_weights(self) -> int:
-        return 0 if self._live is None else self._live.refused
+        return sum(live.refused for live in (self._live, self._policy.live) if live is not None)
 
     def _live_steps(self) -> LiveResidual | None:
         """What acts at every step with the newest weights; None if the algorithm's weights act as chunks."""
@@ -270,7 +284,8 @@ class EdgeNode:
         build = step_builder(self._config.algorithm, spec)
         if build is None:
             return None
-        canary = Canary(self._policy.policy.spec.action, edge.canary_max_change, spec.observation)
+        max_change = allowed_change(self._config.algorithm, edge.canary_max_change)
+        canary = Canary(self._policy.policy.spec.action, max_change, spec.observation)
         return LiveResidual(NoCorrection(), self._inbox, build, canary, self._board)
 
 
@@ -280,8 +295,9 @@ def run_edge(config: StackConfig, keep_running: Callable[[], bool], sleep: Calla
     layout = RunLayout.of(config)
     layout.edge.mkdir(parents=True, exist_ok=True)
     keys = ensure_keys(layout)
+    inbox, board = WeightInbox(), AlarmBoard()
     with (
-        edge_policy(config, keys) as policy,
+        edge_policy(config, keys, inbox, board) as policy,
         Spool(layout.edge / "spool", config.edge.spool_capacity_bytes) as spool,
     ):
-        EdgeNode(config, policy, layout, keys, spool).run(keep_running, sleep)
+        EdgeNode(config, policy, layout, keys, spool, inbox, board).run(keep_running, sleep)

@@ -1,43 +1,57 @@
-"""What proposes the edge's actions: the base policy, here or in a policy server, and how its chunks are joined."""
+"""What proposes the edge's actions: a policy, here or in a policy server, and how its chunks are joined."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from policies.generative.guidance import GuidedPolicy
+from policies.generative.policy import GenerativePolicy
+from policies.generative.runtime import backend_maker
+from robot_stack.apps.actors import BuildChunks, allowed_change, chunk_builder
 from robot_stack.apps.base_policy import load_base_policy
+from robot_stack.apps.build import runs_in_lock_step
 from robot_stack.apps.connections import policy_client
 from robot_stack.apps.keys import EDGE_KEY
+from robot_stack.apps.layout import RunLayout
 from robot_stack.config.schema import StackConfig
-from robot_stack.core.errors import RobotStackError
-from robot_stack.core.messages import ActionChunk
+from robot_stack.core.errors import ConfigError, PolicyError, RobotStackError
+from robot_stack.core.messages import ActionChunk, Array
 from robot_stack.core.protocols import GuidedChunkPolicy, Policy
+from robot_stack.edge.alarms import AlarmBoard
 from robot_stack.edge.chunking import ChunkCounts, ChunkingConfig
-from robot_stack.edge.gauges import Gauges, measured
+from robot_stack.edge.gauges import CachesBlocks, Gauges, measured
 from robot_stack.edge.inference_thread import DelayedInference, InferenceThread
+from robot_stack.edge.live_policy import LiveGuidedPolicy, LivePolicy, PolicyCanary
 from robot_stack.edge.remote_policy import RemotePolicy
 from robot_stack.edge.scheduler import AsyncChunkScheduler, ChunkScheduler, Proposer
 from robot_stack.edge.warmup import WarmUp, example_instruction, example_observation, warm_up
+from robot_stack.edge.weights import WeightInbox
+from robot_stack.learner.algorithms.settings import ChunkPolicySettings
 from robot_stack.transport.keys import KeyStore
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.02
 SWITCH_INTERVAL_S = 0.0002
+CANARY_BUDGET_S = 0.4
+"""Of an episode's first chunk on the wall clock; well below what the control lease outlives without a command."""
 
 
 @dataclass(frozen=True, slots=True)
 class EdgePolicy:
     """`policy` predicts; `told` says more about it: what is cached (`CachesBlocks`), words that it knows
-    (`ReadsInstructions`)."""
+    (`ReadsInstructions`). `live`: the same policy where it exchanges itself for newer weights, else None."""
 
     policy: Policy
     told: object
+    live: LivePolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +62,87 @@ class Chunks:
     counts: ChunkCounts
 
 
+class NewestTold:
+    """What a policy that exchanges itself says of the one that acts now; its words stay those of `base`."""
+
+    def __init__(self, live: LivePolicy, base: GenerativePolicy) -> None:
+        self._live = live
+        self.example_instruction = base.example_instruction
+
+    @property
+    def block_share(self) -> float:
+        acting = self._live.acting
+        acting = acting.policy if isinstance(acting, GuidedPolicy) else acting
+        return acting.block_share if isinstance(acting, CachesBlocks) else 1.0
+
+
 @contextmanager
-def edge_policy(config: StackConfig, keys: KeyStore) -> Iterator[EdgePolicy]:
-    """The run's base policy in this process, or the one that the policy server serves; errors as of either."""
+def edge_policy(config: StackConfig, keys: KeyStore, inbox: WeightInbox, board: AlarmBoard) -> Iterator[EdgePolicy]:
+    """The run's policy in this process, or the one that the policy server serves; errors as of either.
+
+    Where the learner trains what predicts chunks, the policy exchanges itself for the newest of `inbox`, and `board`
+    shows what it refused; ConfigError with a policy server then.
+    """
     if config.edge.inference == "server":
+        if isinstance(config.algorithm, ChunkPolicySettings):
+            raise ConfigError(
+                f"algorithm '{config.algorithm.module}' trains what predicts chunks, and the edge can exchange that "
+                "only in its own process: a policy server goes on with the base policy. Choose edge.inference=local"
+            )
         with RemotePolicy(lambda: policy_client(config.network, keys, EDGE_KEY), config.robot.name) as remote:
             remote.connect(config.edge.patience_s)
             yield EdgePolicy(remote, remote)
     else:
-        base = load_base_policy(config)
-        yield EdgePolicy(GuidedPolicy(base) if config.edge.chunking == "rtc" else base, base)
+        yield _local_policy(config, load_base_policy(config), inbox, board)
+
+
+def _local_policy(config: StackConfig, base: GenerativePolicy, inbox: WeightInbox, board: AlarmBoard) -> EdgePolicy:
+    guided = GuidedPolicy(base) if config.edge.chunking == "rtc" else None
+    build = _builder(config, base)
+    if build is None:
+        return EdgePolicy(guided or base, base)
+    still = runs_in_lock_step(config)
+    canary = PolicyCanary(
+        allowed_change(config.algorithm, config.edge.canary_max_change), None if still else CANARY_BUDGET_S
+    )
+    live: LivePolicy
+    if guided is not None:
+        live = LiveGuidedPolicy(guided, inbox, _guided(build), canary, board, at_rest_only=not still)
+    else:
+        live = LivePolicy(base, inbox, build, canary, board, at_rest_only=not still)
+    return EdgePolicy(live, NewestTold(live, base), live)
+
+
+def _builder(config: StackConfig, base: GenerativePolicy) -> BuildChunks | None:
+    """As of `chunk_builder`. What it builds runs in PyTorch on the configured device: a graph is compiled for one set
+    of weights, and that takes seconds to minutes."""
+    build = chunk_builder(config.algorithm, base.with_backend(None))
+    if build is None:
+        return None
+    make_backend = backend_maker(replace(config.policy.runtime, backend="eager"), RunLayout.of(config).acceleration)
+
+    def build_here(version: int, tensors: Mapping[str, Array]) -> Policy:
+        policy = build(version, tensors)
+        if make_backend is not None and isinstance(policy, GenerativePolicy):
+            return policy.with_backend(make_backend)
+        return policy
+
+    return build_here
+
+
+def _guided(build: BuildChunks) -> Callable[[int, Mapping[str, Array]], GuidedChunkPolicy]:
+    def build_guided(version: int, tensors: Mapping[str, Array]) -> GuidedChunkPolicy:
+        policy = build(version, tensors)
+        if isinstance(policy, GenerativePolicy):
+            return GuidedPolicy(policy)
+        if isinstance(policy, GuidedChunkPolicy):
+            return policy
+        raise PolicyError(
+            f"'{policy.spec.name}' cannot go on from planned actions, which edge.chunking=rtc needs; choose switch, "
+            "ensemble or sync"
+        )
+
+    return build_guided
 
 
 @contextmanager

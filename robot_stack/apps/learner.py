@@ -25,6 +25,7 @@ from robot_stack.config.schema import StackConfig
 from robot_stack.core.messages import Features, FloatArray, LearnerRequest, Step
 from robot_stack.core.specs import PolicySpec
 from robot_stack.learner.algorithms.base import Ingredients, build_recipe
+from robot_stack.learner.algorithms.settings.imitation import ImitationSettings
 from robot_stack.learner.checkpoint import CheckpointStore
 from robot_stack.learner.curation import Place
 from robot_stack.learner.loop import LearnerLoop
@@ -54,6 +55,7 @@ def run_learner(config: StackConfig, keep_running: Callable[[], bool]) -> None:
             build_trainer(config, base, episodes, store),
             checkpoints,
             layout.learner,
+            kind=config.algorithm.module,
             target_steps=config.learner.target_steps,
             checkpoint_every_s=config.learner.checkpoint_every_s,
         )
@@ -79,14 +81,17 @@ def build_trainer(config: StackConfig, base: GenerativePolicy, episodes: list[li
 
     def replay(capacity: int) -> Replay:
         sizes = (vector_length(spec.observation), spec.action.shape[0])
-        return Replay(ReplayConfig(capacity, *sizes, lookahead=recipe.lookahead))
+        return Replay(ReplayConfig(capacity, *sizes, lookahead=recipe.lookahead, return_discount=settings.discount))
 
     replays = {
         Place.DEMONSTRATIONS: replay(len(seen) + settings.replay_capacity),
         Place.ONLINE: replay(settings.replay_capacity),
     }
+    intended = isinstance(settings, ImitationSettings)
     for episode in episodes:
-        for step in relabelled(episode, base, config.policy.execute_steps, spec, config.policy.instruction):
+        for step in relabelled(
+            episode, base, config.policy.execute_steps, spec, config.policy.instruction, intended=intended
+        ):
             replays[Place.DEMONSTRATIONS].add(step)
     return Trainer(trainer_settings(config), recipe, store, replays, spec.observation, config.seed)
 
@@ -107,12 +112,19 @@ def trainer_settings(config: StackConfig) -> TrainerSettings:
 
 
 def relabelled(
-    episode: list[Step], base: GenerativePolicy, execute_steps: int, spec: PolicySpec, instruction: str = ""
+    episode: list[Step],
+    base: GenerativePolicy,
+    execute_steps: int,
+    spec: PolicySpec,
+    instruction: str = "",
+    *,
+    intended: bool = False,
 ) -> list[ReplayStep]:
     """One demonstration as the algorithm sees it: what was executed, beside what the base policy would have done.
 
     The base policy runs open loop in chunks over the demonstrated observations, as it does on the robot. `spec` tells
-    the observations that the algorithm reads. `instruction`: of steps that were recorded without one.
+    the observations that the algorithm reads. `instruction`: of steps that were recorded without one. `intended`: the
+    actions are those that the expert meant, before noise was added, as imitation learns them.
     """
     last = episode[-1]
     frames = [step.observation for step in episode]
@@ -128,7 +140,7 @@ def relabelled(
             stratum=Stratum.DEMONSTRATION,
             observation=seen[i],
             action_base=actions[i],
-            action=step.action_sent,
+            action=step.action_base if intended else step.action_sent,
             reward=step.reward,
             terminated=step.terminated,
             truncated=step.truncated,

@@ -45,6 +45,10 @@ class TransitionBatch:
 
     After a termination `bootstrap`, `next_observation` and `next_action_base` are 0 and `next_images` repeat the
     episode's last frame. `stratum` holds values of `robot_stack.buffer.replay.Stratum`.
+
+    `return_to_go` is the Monte-Carlo return: the discounted sum of all rewards from the step to the end of its episode,
+    a time-out included, and `steps_to_go` how many rewards these are. Both are computed where the replay has a
+    `return_discount`; while the episode is not over, and where it was cut, they are -inf and 0.
     """
 
     observation: FloatArray  # (B, D)
@@ -54,6 +58,8 @@ class TransitionBatch:
     bootstrap: FloatArray  # (B,)
     next_observation: FloatArray  # (B, D)
     next_action_base: FloatArray  # (B, A)
+    return_to_go: FloatArray  # (B,)
+    steps_to_go: NDArray[np.int32]  # (B,)
     stratum: NDArray[np.uint8]  # (B,)
     weight: FloatArray  # (B,) importance weights, at most 1
     draw: Draw
@@ -78,13 +84,28 @@ class TransitionBatch:
         bootstrap: FloatArray,
         next_observation: FloatArray,
         next_action_base: FloatArray,
+        return_to_go: FloatArray | None = None,
+        steps_to_go: NDArray[np.int32] | None = None,
     ) -> TransitionBatch:
-        """A batch that comes from no replay: rows -1, stratum 0, all weights 1, no images."""
+        """A batch that comes from no replay: rows -1, stratum 0, all weights 1, no images; no returns to go (-inf and
+        0) unless they are given."""
         size = len(return_n)
         weight = np.ones(size, np.float32)
         draw = Draw((size,), np.full(size, -1, np.int64), weight)
-        vectors = (observation, action_base, action, return_n, bootstrap, next_observation, next_action_base)
-        return cls(*vectors, stratum=np.zeros(size, np.uint8), weight=weight, draw=draw)
+        return cls(
+            observation=observation,
+            action_base=action_base,
+            action=action,
+            return_n=return_n,
+            bootstrap=bootstrap,
+            next_observation=next_observation,
+            next_action_base=next_action_base,
+            return_to_go=np.full(size, -np.inf, np.float32) if return_to_go is None else return_to_go,
+            steps_to_go=np.zeros(size, np.int32) if steps_to_go is None else steps_to_go,
+            stratum=np.zeros(size, np.uint8),
+            weight=weight,
+            draw=draw,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -71,6 +71,7 @@ def gather_transitions(
     next_action_base = _vectors(following, size, "action_base")
     next_observation[ended] = 0.0
     next_action_base[ended] = 0.0
+    return_to_go, steps_to_go = _returns(pieces, size, discount)
     return TransitionBatch(
         observation=_vectors(pieces, size, "observation"),
         action_base=_vectors(pieces, size, "action_base"),
@@ -79,6 +80,8 @@ def gather_transitions(
         bootstrap=bootstrap,
         next_observation=next_observation,
         next_action_base=next_action_base,
+        return_to_go=return_to_go,
+        steps_to_go=steps_to_go,
         stratum=_strata(pieces, size),
         weight=draw.weight,
         draw=draw,
@@ -179,6 +182,23 @@ def _columns(pieces: Sequence[Piece], shape: tuple[int, int], column: str) -> Ar
     for piece in pieces:
         gathered[piece.samples] = getattr(piece.replay, column).take(piece.slots)
     return gathered
+
+
+def _returns(pieces: Sequence[Piece], size: int, discount: float) -> tuple[FloatArray, NDArray[np.int32]]:
+    """Monte-Carlo returns (size,) and how many rewards they have; ConfigError for returns of another discount."""
+    returns, steps = np.full(size, -np.inf, np.float32), np.zeros(size, np.int32)
+    for piece in pieces:
+        own = piece.replay.config.return_discount
+        if own == 0.0:
+            continue
+        if own != discount:
+            raise ConfigError(
+                f"transitions with the discount {discount} were asked of a replay whose returns have the discount "
+                f"{own}; give ReplayConfig the same return_discount, or 0 where returns are not needed"
+            )
+        returns[piece.samples] = piece.replay.return_to_go.take(piece.slots)
+        steps[piece.samples] = piece.replay.steps_to_go.take(piece.slots)
+    return returns, steps
 
 
 def _strata(pieces: Sequence[Piece], size: int) -> NDArray[np.uint8]:

@@ -13,6 +13,8 @@ next observation: it is never a sample's start, only the state after the step be
 Termination and truncation stay apart: a terminated episode has no future worth anything, a truncated one bootstraps
 from the observation stored after its last action. The contents are a function of the sequence of `add` and `end` calls
 alone, so replaying a log rebuilds the same replay.
+
+With a `return_discount`, the steps of an episode get their Monte-Carlo returns once, when the episode ends.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ class Stratum(enum.IntEnum):
     ONLINE = 1
     RECOVERY = 2
     CORRECTION = 3
+    PRE_INTERVENTION = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,6 +79,7 @@ class ReplayStep:
 class ReplayConfig:
     """`capacity` steps. `lookahead`: the largest n-step, sequence length, or chunk horizon - 1 that will be gathered.
 
+    `return_discount`: of the returns to the episode's end; 0 computes none.
     `images`: shape (H, W, 3) by feature. `frame_budget_bytes`: how much memory the newest frames of all features may
     take together; older ones are read from the image source, and without one steps whose frames fell out are forgotten.
     """
@@ -86,8 +90,11 @@ class ReplayConfig:
     images: Mapping[str, ImageShape] = field(default_factory=dict)
     frame_budget_bytes: int = 0
     lookahead: int = 1
+    return_discount: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0.0 <= self.return_discount <= 1.0:
+            raise ConfigError(f"return_discount of a replay is {self.return_discount}; allowed: 0 (no returns) to 1")
         if min(self.capacity, self.observation_size, self.action_size, self.lookahead) < 1:
             raise ConfigError(
                 "a replay needs a capacity, an observation size, an action size and a lookahead of 1 or more; it was "
@@ -96,13 +103,15 @@ class ReplayConfig:
 
 
 class _Stream:
-    """A stream that may go on: its last step, and the rows that are not eligible yet (the last one included)."""
+    """A stream that may go on: its last step, the rows that are not eligible yet (the last one included), and, where
+    returns are computed, all rows that it has."""
 
-    __slots__ = ("index", "pending")
+    __slots__ = ("index", "pending", "rows")
 
     def __init__(self) -> None:
         self.index = 0
         self.pending: deque[int] = deque()
+        self.rows: deque[int] = deque()
 
 
 class Replay:
@@ -124,6 +133,9 @@ class Replay:
         self.action: FloatArray = np.zeros((capacity, config.action_size), np.float32)
         self.reward: NDArray[np.float64] = np.zeros(rows, np.float64)
         self.terminated: Mask = np.zeros(rows, np.bool_)
+        returns = capacity if config.return_discount > 0.0 else 0
+        self.return_to_go: FloatArray = np.full(returns, -np.inf, np.float32)
+        self.steps_to_go: NDArray[np.int32] = np.zeros(returns, np.int32)  # 0 while the episode's end is not known
         self.stratum: NDArray[np.uint8] = np.zeros(capacity, np.uint8)
         self.next_row: Rows = np.zeros(rows, np.int64)  # a row that nothing follows leads to itself
         self.row_number: Rows = np.full(capacity, -1, np.int64)
@@ -233,6 +245,8 @@ class Replay:
         self.terminated[slot] = step.terminated
         self.stratum[slot] = step.stratum
         self.next_row[slot] = slot
+        if self.config.return_discount > 0.0:
+            self.return_to_go[slot], self.steps_to_go[slot] = -np.inf, 0
         self.row_number[slot] = self._next
         self._source_index[slot] = step.source_index
         self.frames.put(slot, step.images, step.source_index, final=False)
@@ -244,6 +258,10 @@ class Replay:
         if pending and pending[-1] >= self._first:
             self.next_row[pending[-1] % capacity] = row % capacity
         pending.append(row)
+        if self.config.return_discount > 0.0:
+            stream.rows.append(row)
+            while stream.rows[0] < self._first:  # forgotten: nobody asks for its return
+                stream.rows.popleft()
         if len(pending) > self.config.lookahead:
             self._admit(pending.popleft())
 
@@ -283,8 +301,20 @@ class Replay:
                 self._finish_cut(stream)
                 return
             self._link_final(stream.pending[-1] % self.config.capacity, step)
+        if self.config.return_discount > 0.0:
+            self._compute_returns(stream)
         while stream.pending:
             self._admit(stream.pending.popleft())
+
+    def _compute_returns(self, stream: _Stream) -> None:
+        """From the episode's last step backwards, as far as its rows are held."""
+        slots = np.array([row % self.config.capacity for row in reversed(stream.rows) if row >= self._first], np.int64)
+        returns, following = [], 0.0
+        for reward in self.reward[slots].tolist():
+            following = reward + self.config.return_discount * following
+            returns.append(following)
+        self.return_to_go[slots] = returns
+        self.steps_to_go[slots] = np.arange(1, len(slots) + 1)
 
     def _has_final_state(self, step: ReplayStep) -> bool:
         vectors = step.final_observation is not None and step.final_action_base is not None

@@ -15,7 +15,7 @@ from robot_stack.config.robots import ROBOT_PRESETS, RobotConfig
 from robot_stack.config.task import TaskConfig
 from robot_stack.core.checked import Checked
 from robot_stack.core.errors import ConfigError
-from robot_stack.learner.algorithms.settings import ALGORITHM_PRESETS, AlgorithmSettings
+from robot_stack.learner.algorithms.settings import ALGORITHM_PRESETS, AlgorithmSettings, ChunkPolicySettings
 from robot_stack.learner.imitation_config import ImitationConfig
 from robot_stack.transport.ros2.config import Ros2NodeConfig
 
@@ -85,7 +85,9 @@ class EdgeConfig(Checked, frozen=True, kw_only=True):
     observations) are refused. state_latency_s: delay of the robot's own measurements that its stamp does not know of.
     inference: `server` asks a policy server (`robot-stack policy-server`) instead of computing chunks in the edge's
     process. when_empty: what the robot does at a step for which no action is there (see ChunkingConfig).
-    simulated_latency_s: how long a chunk takes in lock-step, where time stands still while it is computed."""
+    simulated_latency_s: how long a chunk takes in lock-step, where time stands still while it is computed. operator:
+    who may take over from the policy; the scripted ones see simulated scenes and stand in for a person, see
+    docs/corrections.md."""
 
     max_lead_steps: int = 500
     max_state_age_s: float = 0.2
@@ -100,6 +102,7 @@ class EdgeConfig(Checked, frozen=True, kw_only=True):
     inference: Literal["local", "server"] = "local"
     when_empty: Literal["stop", "zero", "last"] = "stop"
     simulated_latency_s: float = 0.0
+    operator: Literal["none", "scripted_rac", "scripted_hg_dagger"] = "none"
     patience_s: float = 30.0
 
     def positive(self) -> tuple[str, ...]:
@@ -179,3 +182,13 @@ class StackConfig(Checked, frozen=True, kw_only=True):
     run: str = "demo"
     runs_directory: str = "runs"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        wanted = self.algorithm.executed_steps() if isinstance(self.algorithm, ChunkPolicySettings) else None
+        if wanted not in (None, self.policy.execute_steps):
+            raise ConfigError(
+                f"policy.execute_steps is {self.policy.execute_steps}, and the algorithm values {wanted} actions as "
+                f"one: say policy.execute_steps={wanted}, or algorithm.update.decision_steps="
+                f"{self.policy.execute_steps}"
+            )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from robot_stack.core.messages import ActionChunk, Array, Features, FloatArray, Observation, TaskStatus
+from robot_stack.core.messages import ActionChunk, Array, Features, FloatArray, Observation, Step, TaskStatus
 from robot_stack.core.specs import PolicySpec, RobotSpec
 
 Setpoint = NDArray[np.float64]
@@ -287,4 +288,39 @@ class GuidedChunkPolicy(Policy, Protocol):
             delay_steps: so many of them will have run before this chunk is there.
             execute_steps: a chunk is asked for after so many steps; so many of its last actions are free to differ.
         """
+        ...
+
+
+class Outcome(Struct, frozen=True, kw_only=True):
+    """What a reward model judges: a recorded step, and what was seen after its action; None where nothing was."""
+
+    step: Step
+    after: Features | None
+
+
+class Judgement(Struct, frozen=True, kw_only=True):
+    """A verdict on the state after a step.
+
+    `probability` of success, 0 to 1, and `reward` of the step if the verdict stands. `sure`: it needs no confirmation
+    by the verdicts on the next steps, because it was not guessed from observations.
+    """
+
+    success: bool
+    probability: float
+    reward: float
+    sure: bool = False
+
+
+class RewardModel(Protocol):
+    """Says of recorded steps whether the task was done. The same outcome always gets the same judgement."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str:
+        """Hash of everything that a judgement depends on beside the outcome."""
+
+    def judge(self, outcomes: Sequence[Outcome]) -> list[Judgement]:
+        """One judgement for each outcome, none of which depends on the others; nothing seen is no success."""
         ...

@@ -12,7 +12,8 @@ from robot_stack.core.protocols import ResidualPolicy
 from robot_stack.core.specs import PolicySpec, RobotSpec
 from robot_stack.edge.alignment import Aligner
 from robot_stack.edge.camera_feed import CameraFeed
-from robot_stack.edge.remote_robot import RemoteRobot, Stepped
+from robot_stack.edge.operator import PERSON, Interventions, Nobody
+from robot_stack.edge.remote_robot import Begun, Stepped
 from robot_stack.edge.scheduler import Proposer
 
 
@@ -28,6 +29,7 @@ class EpisodeId:
 class LoopStep:
     """One executed control step as observers see it.
 
+    `action_base` is what the policy proposed, also where a person acted (`source`) and `action_asked` is theirs.
     `following` is the observation after the action; `following_base` the base action there, only where the episode
     was truncated (the value of a time-out is bootstrapped from it).
     """
@@ -45,6 +47,22 @@ class LoopStep:
     following_base: FloatArray | None
 
 
+class LoopRobot(Protocol):
+    """A robot as the control loop drives it, always through its safety filter: `RemoteRobot`, or one in this process.
+
+    RobotError (or a subclass) means the episode cannot go on.
+    """
+
+    @property
+    def spec(self) -> RobotSpec: ...
+
+    def reset(self, seed: int) -> Begun:
+        """Begin an episode; the first state of it."""
+
+    def step(self, action: FloatArray) -> Stepped:
+        """Send one action (A,) and return at the end of its control period."""
+
+
 class StepObserver(Protocol):
     def on_step(self, step: LoopStep) -> None:
         """Called after every control step; must not block."""
@@ -59,23 +77,27 @@ class Corrector(ResidualPolicy, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EpisodeSummary:
+    """`person_steps`: of the `steps`, those at which a person acted."""
+
     episode: EpisodeId
     steps: int
     success: bool
     return_: float
+    person_steps: int = 0
 
 
 class ControlLoop:
-    """Runs episodes of one robot with one proposer and one corrector.
+    """Runs episodes of one robot with one proposer, one corrector, and somebody who may take over.
 
     `cameras`: open feeds of camera processes; `spec` then is the robot's with their images (`spec_with_cameras`).
     `reads`: the policy behind the proposer: observations carry the earlier steps that it reads. `state_latency_s` and
-    `instruction`: see `Aligner`.
+    `instruction`: see `Aligner`. `interventions`: a person's action replaces the policy's as it is, without corrector
+    and exploration; an episode that they end is truncated.
     """
 
     def __init__(
         self,
-        robot: RemoteRobot,
+        robot: LoopRobot,
         proposer: Proposer,
         corrector: Corrector,
         observers: Sequence[StepObserver],
@@ -86,10 +108,12 @@ class ControlLoop:
         reads: PolicySpec | None = None,
         state_latency_s: float = 0.0,
         instruction: str = "",
+        interventions: Interventions | None = None,
     ) -> None:
         self._robot = robot
         self._proposer = proposer
         self._corrector = corrector
+        self._interventions = interventions or Interventions(Nobody())
         self._observers = observers
         self._aligner = Aligner(
             spec or robot.spec,
@@ -105,38 +129,47 @@ class ControlLoop:
         """One episode, to its end or to a RobotError; every executed step has been given to the observers."""
         begun = self._robot.reset(episode.seed)
         self._proposer.begin(episode.seed)
+        self._interventions.begin(episode)
         state = begun.state
         observation = self._aligner.observe(state, begun.age_ns, episode.seed, 0)
-        return_ = 0.0
+        return_, person_steps = 0.0, 0
         for index in range(self._max_steps):
             step = self._step(episode, observation, state, last=index == self._max_steps - 1)
             for observer in self._observers:
                 observer.on_step(step)
             state, observation = step.stepped.state, step.following
             return_ += state.task.reward if state.task else 0.0
+            person_steps += step.source in PERSON
             if step.terminated or step.truncated:
                 break
         success = state.task.success if state.task else False
-        return EpisodeSummary(episode, observation.index, success, return_)
+        return EpisodeSummary(episode, observation.index, success, return_, person_steps)
 
     def _step(self, episode: EpisodeId, observation: Observation, state: RobotState, *, last: bool) -> LoopStep:
         if self._proposer.at_boundary(observation.index):
             self._corrector.refresh()
         action_base = self._proposer.propose(observation, state)
+        action, source = self._corrector.correct(observation, action_base), self._proposer.source
         version = self._corrector.version or self._proposer.version
-        action_asked = self._corrector.correct(observation, action_base)
-        stepped = self._robot.step(action_asked)
+        taken_over = self._interventions.ask(observation, state, action)
+        if taken_over is not None:
+            action, source = taken_over.action, taken_over.source
+        stepped = self._robot.step(action)
         following = self._aligner.observe(stepped.state, stepped.age_ns, episode.seed, observation.index + 1)
+        let_go = self._interventions.lets_go(stepped, following)
+        over = last or (let_go and self._interventions.end_the_episode)
         task = stepped.state.task
         terminated = task is not None and task.terminated
-        truncated = not terminated and (last or (task is not None and task.truncated))
+        truncated = not terminated and (over or (task is not None and task.truncated))
+        if let_go and not (terminated or truncated):
+            self._proposer.begin(episode.seed)  # what was planned before the person acted no longer fits
         return LoopStep(
             episode=episode,
             observation=observation,
             action_base=action_base,
-            action_asked=action_asked,
+            action_asked=action,
             stepped=stepped,
-            source=self._proposer.source,
+            source=source,
             weights_version=version,
             terminated=terminated,
             truncated=truncated,

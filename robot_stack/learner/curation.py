@@ -35,8 +35,12 @@ class Curator(Protocol):
     """Decides about recorded steps. `replayed` is the step in the form that algorithms read; a curator may keep it,
     keep another form of it (a different stratum), hold it until its episode has ended, or leave it out.
 
-    What is left out makes a gap that no transition spans.
+    What is left out makes a gap that no transition spans. `selective`: it may keep few of many steps, so what is kept
+    now may lie anywhere in the log.
     """
+
+    @property
+    def selective(self) -> bool: ...
 
     def take(self, step: Step, replayed: ReplayStep) -> Iterable[Kept]:
         """The steps, in order, that are learned from now that this one has arrived."""
@@ -44,6 +48,8 @@ class Curator(Protocol):
 
 class EveryStep:
     """Every step that reached the driver; a `Curator`. A refused action moved nothing."""
+
+    selective = False
 
     def take(self, step: Step, replayed: ReplayStep) -> Iterable[Kept]:
         if step.verdict is not Verdict.REFUSED:
@@ -55,6 +61,8 @@ class InterventionsTwice:
 
     HIL-SERL (arXiv 2410.21845): corrections are as good as demonstrations, and are sampled as such.
     """
+
+    selective = True
 
     def take(self, step: Step, replayed: ReplayStep) -> Iterable[Kept]:
         if step.verdict is Verdict.REFUSED:

@@ -35,6 +35,7 @@ from robot_stack.core.messages import Array
 from robot_stack.core.specs import PolicySpec
 from robot_stack.learner.algorithms.adamw import adamw_of_module, adamw_tensors
 from robot_stack.learner.checkpoint import Checkpoint, CheckpointStore
+from robot_stack.learner.gradient_step import average_decay, follow, seeded_step
 from robot_stack.learner.imitation_config import ImitationConfig
 from robot_stack.learner.imitation_data import DemonstrationArrays, Indices, Windows
 from robot_stack.learner.imitation_log import TrainingLog
@@ -185,7 +186,6 @@ class _Trainer:
         self._net = build_net(config.net, sizes_of(spec, self._policy_config)).to(self._device).train()
         self._teacher = self._taught_by(teacher) if teacher else None
         self._average = copy.deepcopy(self._net).requires_grad_(False).eval()
-        self._trained = [name for name, value in self._net.named_parameters() if value.requires_grad]
         self._optimizer = adamw_of_module(self._net, config.lr, config.weight_decay, config.betas)
         self.step = 0
         taught = weights_sha256(teacher.sampler.denoiser) if teacher else ""
@@ -198,7 +198,7 @@ class _Trainer:
 
     def advance(self) -> dict[str, float]:
         """One gradient step; what there is to say about it."""
-        config, generator = self.config, _seeded(self.config.seed, self.step)
+        config, generator = self.config, seeded_step(self.config.seed, self.step)
         picked = torch.randint(len(self._rows), (config.batch_size,), generator=generator).numpy()
         actions, condition = self._windows.batch(self._rows[picked])
         with torch.autocast("cuda", torch.bfloat16, enabled=config.amp and self._device.type == "cuda"):
@@ -215,7 +215,7 @@ class _Trainer:
             metrics["gradient_norm"] = float(torch.nn.utils.clip_grad_norm_(trained, config.clip_norm))
         self._optimizer.step()
         self.step += 1
-        self._follow()
+        follow(self._average, self._net, average_decay(self.step, config.ema_power, config.ema_max))
         return metrics
 
     @torch.no_grad()
@@ -260,14 +260,6 @@ class _Trainer:
         self._net.load_state_dict(own | fitting)
         return copy.deepcopy(teacher.sampler.denoiser).to(self._device) if _is_distilled(self.config) else None
 
-    def _follow(self) -> None:
-        """The average goes a little of the way to the network."""
-        decay = min(self.config.ema_max, 1.0 - (1.0 + self.step) ** -self.config.ema_power)
-        with torch.no_grad():
-            torch._foreach_lerp_(
-                _parameters(self._average, self._trained), _parameters(self._net, self._trained), 1.0 - decay
-            )
-
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"net.{name}": value for name, value in self._net.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self._average.state_dict().items()}
@@ -276,20 +268,6 @@ class _Trainer:
 
 def _is_distilled(config: ImitationConfig) -> bool:
     return isinstance(config.process, FlowPath) and config.process.objective == "consistency"
-
-
-def _parameters(net: Denoiser, names: list[str]) -> list[Tensor]:
-    found = dict(net.named_parameters())
-    return [found[name].data for name in names]
-
-
-def _seeded(seed: int, step: int) -> torch.Generator:
-    """The generator of one gradient step; dropout and random crops draw from torch's own, seeded along with it."""
-    first, second = (int(value) for value in np.random.SeedSequence([seed, step]).generate_state(2, np.uint32))
-    torch.default_generator.manual_seed(first)
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.manual_seed(first)
-    return torch.Generator().manual_seed(second)
 
 
 def _device(wanted: str) -> torch.device:

@@ -36,7 +36,10 @@ IDLE_POLL_S = 0.02
 
 
 class LearnerLoop:
-    """Owns store, trainer, checkpoints and the server; `run` until `keep_running` says no."""
+    """Owns store, trainer, checkpoints and the server; `run` until `keep_running` says no.
+
+    `kind` names whose weights they are in every announcement: the algorithm.
+    """
 
     def __init__(
         self,
@@ -46,6 +49,7 @@ class LearnerLoop:
         checkpoints: CheckpointStore,
         directory: Path,
         *,
+        kind: str,
         target_steps: int,
         checkpoint_every_s: float,
     ) -> None:
@@ -54,7 +58,7 @@ class LearnerLoop:
         self._ingest = Ingest(store)
         self._trainer = trainer
         self._checkpoints = checkpoints
-        self._publisher = WeightPublisher(kind="residual")
+        self._publisher = WeightPublisher(kind=kind)
         self._metrics = MetricsLog(directory / "metrics.jsonl")
         self._target_steps = target_steps
         self._checkpoint_every_s = checkpoint_every_s

@@ -117,7 +117,9 @@ class Trainer:
         index, step = found
         self._insert(index, step)
         if self._on_policy is not None and step.verdict is not Verdict.REFUSED:
-            self._on_policy.observe(replay_step(step, index, self._observation), step.weights_version)
+            self._on_policy.observe(step, replay_step(step, index, self._observation))
+            if self._on_policy.due:
+                self._update()  # here, so that the end of this very episode can publish it
         if (step.terminated or step.truncated) and self._publication_due():
             self._publish()
         return True
@@ -184,7 +186,8 @@ class Trainer:
     def restore(self, tensors: Mapping[str, Array], meta_json: bytes) -> None:
         """Continue from `state`: the log up to the checkpoint's position refills the replays.
 
-        What lies more than twice their capacity behind that position cannot be in them any more and is not read.
+        What lies more than twice their capacity behind that position cannot be in them any more and is not read, unless
+        the curator is selective.
         """
         meta = msgspec.json.decode(meta_json, type=TrainerMeta)
         if meta.settings != self._settings:
@@ -194,8 +197,10 @@ class Trainer:
             )
         self._algorithm.load_state(_part(tensors, _ALGORITHM))
         self.published = _part(tensors, _PUBLISHED)
-        capacity = sum(replay.config.capacity for replay in self._replays.values())
-        start = max(self._log.first_index, meta.position - 2 * capacity)
+        start = self._log.first_index
+        if not self._curator.selective:
+            capacity = sum(replay.config.capacity for replay in self._replays.values())
+            start = max(start, meta.position - 2 * capacity)
         for index, step in self._log.iterate(start):
             if index >= meta.position:
                 break

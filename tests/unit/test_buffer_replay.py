@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -253,3 +255,89 @@ def test_a_batch_that_comes_from_no_replay() -> None:
     batch = TransitionBatch.of(rows, rows, rows, values, values, rows, rows)
     assert len(batch) == 3 and batch.rows.tolist() == [-1] * 3 and batch.weight.tolist() == [1.0] * 3
     assert isinstance(batch.draw, Draw)
+
+
+# ---- Monte-Carlo returns ----
+
+
+def with_returns(steps: Sequence[Event] = (), capacity: int = 1000, lookahead: int = 3) -> Replay:
+    config = ReplayConfig(capacity, 2, 1, lookahead=lookahead, return_discount=GAMMA)
+    return make_replay(steps, replay=Replay(config))
+
+
+def returns(replay: Replay) -> list[tuple[float, int]]:
+    batch = transitions(replay, 1)
+    return list(zip(batch.return_to_go.tolist(), batch.steps_to_go.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("ending", ["terminated", "truncated"])
+def test_returns_to_the_end_of_an_episode_computed_by_hand(ending: str) -> None:
+    """Rewards 1, 2, 4, discount 0.9."""
+    last = make_step(7, 2, 4.0, terminated=True) if ending == "terminated" else truncated(7, 2, 4.0)
+    found = returns(with_returns([make_step(7, 0, 1.0), make_step(7, 1, 2.0), last]))
+    assert np.allclose([value for value, _ in found], [1 + 0.9 * 2 + 0.81 * 4, 2 + 0.9 * 4, 4.0])
+    assert [count for _, count in found] == [3, 2, 1]
+
+
+def test_returns_of_an_episode_that_goes_on_are_no_floor_until_it_ends() -> None:
+    replay = with_returns([make_step(7, index, 1.0) for index in range(5)], lookahead=2)
+    assert returns(replay) == [(-np.inf, 0)] * 3
+    make_replay([make_step(7, 5, 1.0, terminated=True)], replay=replay)
+    assert [count for _, count in returns(replay)] == [6, 5, 4, 3, 2, 1]
+
+
+@pytest.mark.parametrize("how", ["end", "gap", "nan", "no_final"])
+def test_returns_of_a_stream_that_was_cut_stay_unknown(how: str) -> None:
+    cuts: dict[str, Event] = {
+        "end": ("end", 7),
+        "gap": make_step(7, 5, 1.0),
+        "nan": make_step(7, 2, np.nan),
+        "no_final": truncated(7, 2, 1.0, final_observation=None),
+    }
+    replay = with_returns([make_step(7, 0, 1.0), make_step(7, 1, 1.0), cuts[how]])
+    assert len(replay) > 0 and returns(replay) == [(-np.inf, 0)] * len(replay)
+
+
+def test_a_slot_that_is_used_again_forgets_its_return() -> None:
+    replay = with_returns([*episode(1, 4, "terminated"), make_step(2, 0, 1.0), make_step(2, 1, 1.0)], 4, lookahead=1)
+    assert [count for _, count in returns(replay)] == [2, 1, 0]
+
+
+def test_an_episode_longer_than_the_ring_has_right_returns_for_what_is_held() -> None:
+    steps = [make_step(7, index, float(index)) for index in range(30)]
+    found = returns(with_returns([*steps, make_step(7, 30, 30.0, terminated=True)], capacity=3))
+    assert np.allclose([value for value, _ in found], [28 + 0.9 * 29 + 0.81 * 30, 29 + 0.9 * 30, 30.0])
+
+
+def test_the_return_of_a_constant_reward_tends_to_the_infinite_sum() -> None:
+    replay = Replay(ReplayConfig(3000, 2, 1, return_discount=0.99))
+    make_replay([*(make_step(7, index, -1.0) for index in range(2000)), truncated(7, 2000, -1.0)], replay=replay)
+    sampler, draw = every_row(replay)
+    found = sampler.transitions(draw, 1, 0.99).return_to_go
+    assert found.dtype == np.float32 and found[0] == pytest.approx(-100.0, abs=1e-5) and found[-1] == -1.0
+    assert (np.diff(found) >= 0).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(event_lists(), st.integers(1, 4), st.sampled_from([1, 2, 5, 17, 1000]))
+def test_returns_equal_the_reference(events: list[Event], lookahead: int, capacity: int) -> None:
+    replay, expected = with_returns(events, capacity, lookahead), reference(events, capacity, lookahead)
+    if not expected.rows:
+        return
+    wanted = []
+    for _, stretch, t in expected.rows:
+        rewards = [step.reward for step in stretch.steps[t:]]
+        over = stretch.ending in ("terminated", "truncated")
+        total = sum(GAMMA**i * reward for i, reward in enumerate(rewards))
+        wanted.append((total, len(rewards)) if over else (-np.inf, 0))
+    assert np.allclose(returns(replay), wanted, rtol=1e-5)
+
+
+def test_returns_are_neither_computed_nor_mixed_up_with_another_discount() -> None:
+    assert returns(make_replay(episode(1, 3, "terminated"))) == [(-np.inf, 0)] * 3
+    sampler, draw = every_row(with_returns(episode(1, 3, "terminated")))
+    with pytest.raises(ConfigError, match="return_discount"):
+        sampler.transitions(draw, 1, 0.5)
+    for wrong in (-0.1, 1.1):
+        with pytest.raises(ConfigError, match="return_discount"):
+            ReplayConfig(1, 1, 1, return_discount=wrong)

@@ -82,11 +82,11 @@ def test_a_mix_comes_part_by_part_with_its_counts() -> None:
 
 
 def test_a_part_of_one_stratum_gives_no_other_rows() -> None:
-    steps = [step for i in range(40) for step in single_steps(1, i, stratum=Stratum(i % 4))]
+    steps = [step for i in range(40) for step in single_steps(1, i, stratum=Stratum(i % len(Stratum)))]
     sampler = Sampler([Part(make_replay(steps), stratum) for stratum in Stratum], seed=0)
     batch = sampler.transitions(sampler.draw(400), 1, 0.9)
-    assert batch.stratum.tolist() == [stratum for stratum in range(4) for _ in range(100)]
-    assert (batch.observation[:, 0] % 4 == batch.stratum).all()
+    assert batch.stratum.tolist() == [stratum for stratum in Stratum for _ in range(80)]
+    assert (batch.observation[:, 0] % len(Stratum) == batch.stratum).all()
     assert len(set(batch.observation[:, 0])) == 40
 
 

@@ -216,3 +216,10 @@ def test_relabelling_shows_the_base_what_it_would_see_on_the_robot() -> None:
     assert found[0].observation.shape == (2,)
     assert found[-1].final_observation is not None and found[-1].final_action_base is not None
     assert float(found[-1].final_action_base[0]) == 9
+
+
+def test_the_edge_executes_as_many_actions_as_the_algorithm_values_as_one() -> None:
+    with pytest.raises(ConfigError, match=r"policy.execute_steps is 8, and the algorithm values 1 .*decision_steps=8"):
+        compose_config(["robot=franka", "algorithm=expo"])
+    assert compose_config(["robot=franka", "algorithm=expo", "policy.execute_steps=1"]).policy.execute_steps == 1
+    assert compose_config(["robot=franka", "algorithm=q_chunking"]).policy.execute_steps == 8

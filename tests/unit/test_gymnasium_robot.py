@@ -290,6 +290,38 @@ def test_the_push_t_expert_reaches_the_goal() -> None:
     assert successes(robot, PushTExpert(), range(100, 106)) >= 5
 
 
+def test_what_the_push_t_expert_does_depends_on_nothing_but_the_scene() -> None:
+    """What it did before must not matter: a policy that is trained on it sees the scene alone."""
+    robot = push_t()
+    robot.connect()
+    robot.reset(3)
+    acting, compared = PushTExpert(), 0
+    while not robot.task_status().terminated:
+        truth = robot.ground_truth()
+        action = acting.act({}, truth)
+        np.testing.assert_array_equal(PushTExpert().act({}, truth), action)
+        compared += 1
+        act(robot, action)
+    assert 20 < compared < 250
+
+
+def test_the_push_t_expert_needs_few_pushes() -> None:
+    """Each new contact is one more thing to imitate; walking to one must not end in front of another."""
+    robot = push_t()
+    robot.connect()
+    robot.reset(7)
+    expert, still = PushTExpert(), 0
+    pose = robot.ground_truth()["info.block_pose"]
+    pushes = 0
+    while not robot.task_status().terminated:
+        act(robot, expert.act({}, robot.ground_truth()))
+        after = robot.ground_truth()["info.block_pose"]
+        lies_still = bool(np.abs(after - pose).max() < 1e-3)
+        pushes += not lies_still and (still > 0 or pushes == 0)
+        still, pose = (still + 1 if lies_still else 0), after
+    assert 1 <= pushes <= 14
+
+
 def test_the_panda_expert_lifts_the_cube(panda: GymnasiumRobot) -> None:
     assert successes(panda, PandaPickCubeExpert(), range(100, 104)) == 4
 

@@ -13,7 +13,7 @@ from policies.generative.policy import GenerativePolicy
 from robot_stack.buffer.batches import ChunkBatch, SequenceBatch, TransitionBatch
 from robot_stack.buffer.replay import Replay, ReplayStep
 from robot_stack.buffer.sampling import Part, Sampler
-from robot_stack.core.messages import Array
+from robot_stack.core.messages import Array, Step
 from robot_stack.core.protocols import Policy
 from robot_stack.core.specs import Feature
 from robot_stack.learner.algorithms.settings.base import AlgorithmSettings, ChunkPolicySettings
@@ -69,11 +69,13 @@ class Algorithm(Protocol):
 class OnPolicy(Protocol):
     """An algorithm that learns from the steps of its newest published weights alone, and says itself when.
 
-    The steps it has taken and not yet learned from are part of its state.
+    An update is made as soon as it is due, and the weights are published at an episode's end if there was one; until
+    then no step is of use. So its n-th update becomes version n, and version 0 is the warm-up. The steps that it has
+    taken and not yet learned from are part of its state.
     """
 
-    def observe(self, step: ReplayStep, weights_version: int) -> None:
-        """A step that reached the driver, in the order of recording, and the version of the weights that chose it."""
+    def observe(self, step: Step, replayed: ReplayStep) -> None:
+        """A step that reached the driver, in the order of recording, as recorded and in the form of replays."""
 
     @property
     def due(self) -> bool:

@@ -16,6 +16,8 @@ class AlgorithmSettings(Checked, frozen=True, kw_only=True):
     or `ChunkPolicySettings`.
 
     Attributes:
+        near_base: whether new weights change the actions little at once. An actor that goes where the values lead it
+            does not, nor does another choice among samples; the edge's canary limits the others.
         exploration: noise on the edge while collecting.
         batch_size: samples of one batch.
         updates_per_step: learner updates for every environment step after the warm-up.
@@ -25,6 +27,7 @@ class AlgorithmSettings(Checked, frozen=True, kw_only=True):
     """
 
     module: ClassVar[str]
+    near_base: ClassVar[bool] = True
 
     exploration: ExplorationConfig = ExplorationConfig()
     batch_size: int = 256
@@ -59,3 +62,7 @@ class ChunkPolicySettings(AlgorithmSettings, frozen=True, kw_only=True):
     Its file has, beside `build`, a function `chunk_policy(settings, base, version, tensors)` that makes a `Policy` of
     published tensors (`actor_tensors`) and the run's base policy.
     """
+
+    def executed_steps(self) -> int | None:
+        """Actions of a chunk that are valued as one, which the edge has to execute; None: any number."""
+        return None
