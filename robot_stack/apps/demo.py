@@ -36,7 +36,6 @@ QUICK = (
     "task.demonstrations=20",
     "policy.training.steps=600",
     "algorithm.exploration.warmup_steps=400",
-    "algorithm.update.critic_only_updates=100",
     "learner.target_steps=1500",
     "learner.checkpoint_every_s=3",
     "evaluation.episodes=16",
@@ -44,6 +43,7 @@ QUICK = (
     "evaluation.replan_episodes=8",
     "evaluation.videos=1",
 )
+QUICK_RESIDUAL = ("algorithm.update.critic_only_updates=100",)
 INTERRUPTED = 130
 
 
@@ -82,7 +82,7 @@ class _StateFile:
 
 def run_demo(overrides: Sequence[str], *, quick: bool) -> int:
     """The whole loop. The last line of output is the run's result as one JSON object."""
-    overrides = [*QUICK, *overrides] if quick else list(overrides)
+    overrides = [*_quick(overrides), *overrides] if quick else list(overrides)
     config = compose_config(overrides)
     layout = RunLayout.of(config)
     layout.remember(config)
@@ -102,6 +102,11 @@ def run_demo(overrides: Sequence[str], *, quick: bool) -> int:
         finally:
             memory.save()
     return 0
+
+
+def _quick(overrides: Sequence[str]) -> Sequence[str]:
+    another = any(override.startswith("algorithm=") for override in overrides)
+    return QUICK if another else (*QUICK, *QUICK_RESIDUAL)
 
 
 def _collect(config: StackConfig, overrides: Sequence[str], life: Lifetime, memory: _StateFile) -> None:

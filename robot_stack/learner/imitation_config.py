@@ -30,7 +30,7 @@ class ImitationConfig(Struct, frozen=True, kw_only=True):
 
     net: NetConfig = TransformerConfig()
     process: Process = DiffusionChain(train_steps=20, prediction="sample")
-    solver: SolverConfig = SolverConfig(kind="ddim", steps=5)
+    solver: SolverConfig = SolverConfig(kind="ddim", steps=2)
     steps: int = 3_500
     batch_size: int = 128
     lr: float = 2e-3
