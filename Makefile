@@ -22,7 +22,8 @@ check: setup
 
 bench: setup
 	@for name in simulation storage buffer wire weights faults safety g1_dds cameras control_loop \
-			inference chunking inference_load language steering closed_loop; do \
+			inference chunking inference_load language steering lerobot_inference \
+			lerobot_updates learning corrections closed_loop; do \
 		echo "== $$name"; $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
 
 setup: system $(VENV)/.installed

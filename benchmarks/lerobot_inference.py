@@ -1,15 +1,25 @@
 """A chunk of LeRobot's diffusion policy against ours: `python -m benchmarks.lerobot_inference [--quick] [--seed N]`.
 
+    python -m benchmarks.lerobot_inference --success [--work DIR] [--episodes N]
+
 U-Nets of the same channels, horizon, history and features, batch 1, one thread, on the CPU. LeRobot runs in its own
 environment, in a process beside this one (`--lerobot-python`; without it those figures are named as not measured);
-blocks of chunks take turns, and every figure is the median over all chunks. `cpu_ms` is the time on the processor,
-which others on the machine disturb less than `wall_ms`.
+blocks of chunks take turns, both policies are warm, and every figure is the median over all chunks. `cpu_ms` is the
+time on the processor, which others on the machine disturb less than `wall_ms`. Both see features that are all zero once
+they are normalised; both draw new noise for every chunk.
 
 Rows: ddim 10 and ddpm 100 (LeRobot's default), each for LeRobot, ours in PyTorch and ours in ONNX Runtime. For ours a
-whole `predict` is timed, from features to bounded actions; for LeRobot its sampling alone, on prepared tensors.
-`speedup_*` compares the same solver with the same number of steps; `default_over_default` is LeRobot's default (ddpm
-100) over ours (ddim 10): fewer steps, so no comparison at equal work. Success is not compared here: the networks are
-untrained. Building the graph of 100 unrolled calls takes many minutes: `--max-graph-steps 100` asks for it.
+whole `predict` is timed, from features to bounded actions; for LeRobot its sampling alone (`generate_actions`), on
+prepared tensors and, as is its default, without torch.compile. `speedup_*` compares the same solver with the same
+number of steps; `default_over_default` is LeRobot's default (ddpm 100) over ours (ddim 10): fewer steps, so no
+comparison at equal work. Building the graph of 100 unrolled calls takes many minutes: `--max-graph-steps 100` asks for
+it.
+
+These networks are untrained. `--success` adds, under `success`, smaller ones that were trained alike on the same
+demonstrations of the simulated Franka: success of each solver on the same held-out episodes, each paired with LeRobot's
+default, and the times and speedups of those very networks, so of policies of which it is known how well they do. What
+is equal there and what is not: `benchmarks/lerobot_success.py`. Stopped, the same command goes on where it was
+(`--work`).
 The last line is one JSON object.
 """
 
@@ -18,19 +28,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from types import TracebackType
 
 import msgspec
 import numpy as np
 import torch
-from msgspec import Struct
 from tqdm import tqdm
 
+from benchmarks.inference.configurations import FAMILIES, QUICK_FAMILIES
+from benchmarks.inference.tasks import QUICK_TASK, task_of
+from benchmarks.lerobot_policy import Passed, Setup, solver_name
+from benchmarks.lerobot_process import MISSING, ROOT, LeRobotProcess
+from benchmarks.lerobot_success import FAMILY, Contest, Plan
 from policies.common.normalization import MinMaxNormalizer
 from policies.diffusion.config import UNetConfig
 from policies.generative.build import build_net, sizes_of
@@ -38,84 +52,18 @@ from policies.generative.config import DiffusionChain, GenerativeConfig, SolverC
 from policies.generative.policy import GenerativePolicy
 from policies.generative.runtime import backend_maker
 from policies.generative.runtime_config import RuntimeConfig
-from robot_stack.core.errors import ConfigError
 from robot_stack.core.messages import Observation
 from robot_stack.core.specs import ENVIRONMENT_STATE, STATE, PolicySpec, vector
 
-ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / "benchmarks" / "lerobot_policy.py"
-MISSING = "not measured: run make lerobot-env"
 STATE_DIM, ENVIRONMENT_DIM, ACTION_DIM, HORIZON, HISTORY = 9, 9, 7, 16, 2
 TIME_DIM = 128  # LeRobot's default
-DEFAULTS = {"lerobot": "ddpm-100", "ours": "ddim-10"}
+CHAIN = DiffusionChain(train_steps=100)
+DDPM, DDIM = SolverConfig(kind="ddpm", steps=100), SolverConfig(kind="ddim", steps=10)
+WARM_CHUNKS = 2
+TASK = "pick_cube"
 
-
-class Passed(Struct, frozen=True):
-    """Time that one chunk took."""
-
-    wall_s: float
-    cpu_s: float
-
-
-class Ready(Struct, frozen=True):
-    """The first line of the script."""
-
-    lerobot: str
-    torch: str
-    parameters: int
-
-
-class LeRobotProcess:
-    """LeRobot's policy in its own interpreter; a context manager that ends the process at its end."""
-
-    def __init__(self, python: Path, channels: tuple[int, ...], seed: int) -> None:
-        sizes = {
-            "state": STATE_DIM,
-            "environment": ENVIRONMENT_DIM,
-            "action": ACTION_DIM,
-            "horizon": HORIZON,
-            "history": HISTORY,
-            "seed": seed,
-        }
-        self._command = [str(python), "-P", str(SCRIPT), "--channels", *map(str, channels)]
-        for name, value in sizes.items():
-            self._command += [f"--{name}", str(value)]
-
-    def __enter__(self) -> LeRobotProcess:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        self._process = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        try:
-            self.ready = msgspec.json.decode(self._line(), type=Ready)
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream:
-                stream.close()
-        try:
-            self._process.wait(timeout=10.0)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def chunks(self, solver: SolverConfig, count: int) -> list[Passed]:
-        if self._process.stdin:
-            self._process.stdin.write(f"{solver.kind} {solver.steps} {count}\n")
-            self._process.stdin.flush()
-        return msgspec.json.decode(self._line(), type=list[Passed])
-
-    def _line(self) -> str:
-        line = self._process.stdout.readline() if self._process.stdout else ""
-        if not line:
-            raise ConfigError(f"the LeRobot process ended by itself: {' '.join(self._command)}; {MISSING}")
-        return line
+Rows = dict[str, dict[str, float]]
+"""For every way to run a policy its medians."""
 
 
 def make_policy(channels: tuple[int, ...], seed: int) -> GenerativePolicy:
@@ -134,7 +82,7 @@ def make_policy(channels: tuple[int, ...], seed: int) -> GenerativePolicy:
     width = STATE_DIM + ENVIRONMENT_DIM
     config = GenerativeConfig(
         net=UNetConfig(channels=channels, time_dim=TIME_DIM),
-        process=DiffusionChain(train_steps=100),
+        process=CHAIN,
         solver=SolverConfig(kind="ddim", steps=10),
         observation=MinMaxNormalizer(centre=(0.0,) * width, half_range=(1.0,) * width),
         action=MinMaxNormalizer(centre=(0.0,) * ACTION_DIM, half_range=(1.0,) * ACTION_DIM),
@@ -144,10 +92,14 @@ def make_policy(channels: tuple[int, ...], seed: int) -> GenerativePolicy:
 
 
 def timed(policy: GenerativePolicy, count: int) -> list[Passed]:
-    features = {STATE: np.zeros(STATE_DIM, np.float32), ENVIRONMENT_STATE: np.zeros(ENVIRONMENT_DIM, np.float32)}
+    """Chunks for features that are zero once they are normalised, as LeRobot's are."""
+    names, lengths = zip(*((name, one.shape[0]) for name, one in policy.spec.observation.items()), strict=True)
+    centre = np.asarray(policy.config.observation.centre, np.float32)
+    features = dict(zip(names, np.split(centre, np.cumsum(lengths)[:-1]), strict=True))
+    past = (features,) * (policy.spec.history - 1)
     passed = []
     for index in range(count):
-        observation = Observation(id=index, stamp_ns=0, features=features, age_ns={}, index=index, past=(features,))
+        observation = Observation(id=index, stamp_ns=0, features=features, age_ns={}, index=index, past=past)
         wall, cpu = time.perf_counter(), time.process_time()
         policy.predict(observation)
         passed.append(Passed(time.perf_counter() - wall, time.process_time() - cpu))
@@ -165,76 +117,127 @@ def median_ms(passed: list[Passed]) -> dict[str, float]:
 def measure(
     process: LeRobotProcess | None,
     base: GenerativePolicy,
-    solvers: list[SolverConfig],
+    solvers: Sequence[SolverConfig],
     rounds: int,
     cache: Path,
     max_graph_steps: int,
-) -> dict[str, dict[str, dict[str, float]]]:
+) -> dict[str, Rows]:
     """For every solver, for every way to run it, the medians."""
     onnx = backend_maker(RuntimeConfig(backend="onnx", threads=1), cache)
     results = {}
-    bar = tqdm(total=rounds * len(solvers), file=sys.stderr)
+    bar = tqdm(desc="chunks", total=rounds * len(solvers), file=sys.stderr)
     for solver in solvers:
         eager = base.with_solver(solver)
         ours = {"ours_eager": eager}
         if solver.steps <= max_graph_steps:
             ours["ours_onnx"] = eager.with_backend(onnx)
         for policy in ours.values():
-            timed(policy, 2)
+            timed(policy, WARM_CHUNKS)
         rows: dict[str, list[Passed]] = {name: [] for name in (*(["lerobot"] if process else []), *ours)}
         count = max(1, 20 // solver.steps)
         for _ in range(rounds):
             if process:
-                rows["lerobot"] += process.chunks(solver, count)
+                rows["lerobot"] += process.timed(solver, count)
             for name, policy in ours.items():
                 rows[name] += timed(policy, count)
             bar.update()
-        results[f"{solver.kind}-{solver.steps}"] = {name: median_ms(passed) for name, passed in rows.items()}
+        results[solver_name(solver)] = {name: median_ms(passed) for name, passed in rows.items()}
     bar.close()
     return results
 
 
-def speedups(results: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:
-    """By processor time. Empty where LeRobot was not measured."""
+def speedups(results: dict[str, Rows], theirs: SolverConfig, own: SolverConfig) -> dict[str, float]:
+    """By processor time; `theirs` and `own` are the solvers that LeRobot and we take by default. Empty where LeRobot
+    was not measured."""
     found = {}
     for solver, rows in results.items():
         if "lerobot" in rows:
             for name in sorted(rows.keys() - {"lerobot"}):
                 found[f"speedup_{name}_{solver}"] = round(rows["lerobot"]["cpu_ms"] / rows[name]["cpu_ms"], 2)
-    theirs, own = results.get(DEFAULTS["lerobot"], {}), results.get(DEFAULTS["ours"], {})
-    if "lerobot" in theirs and "ours_onnx" in own:
-        found["default_over_default"] = round(theirs["lerobot"]["cpu_ms"] / own["ours_onnx"]["cpu_ms"], 2)
+    slow, fast = results.get(solver_name(theirs), {}), results.get(solver_name(own), {})
+    if "lerobot" in slow and "ours_onnx" in fast:
+        found["default_over_default"] = round(slow["lerobot"]["cpu_ms"] / fast["ours_onnx"]["cpu_ms"], 2)
     return found
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.lerobot_inference", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a smaller network, ddim 10 alone; under 45 s")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-graph-steps", type=int, default=20, help="solver steps up to which ONNX is measured")
-    parser.add_argument("--lerobot-python", type=Path, default=ROOT / ".venv-lerobot" / "bin" / "python")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    channels = (32, 64) if options.quick else (64, 128, 256)
-    solvers = [SolverConfig(kind="ddim", steps=10)]
-    if not options.quick:
-        solvers.append(SolverConfig(kind="ddpm", steps=100))
-    base = make_policy(channels, options.seed)
-    rounds = 3 if options.quick else 10
-    report: dict[str, object] = {"benchmark": "lerobot_inference", "seed": options.seed, "quick": options.quick}
-    report |= {"channels": channels, "parameters": sum(value.numel() for value in base.sampler.parameters())}
-    with tempfile.TemporaryDirectory() as cache:
-        if options.lerobot_python.exists():
-            with LeRobotProcess(options.lerobot_python, channels, options.seed) as process:
-                report["lerobot"] = msgspec.to_builtins(process.ready)
-                results = measure(process, base, solvers, rounds, Path(cache), options.max_graph_steps)
-        else:
-            report["lerobot"] = MISSING
-            results = measure(None, base, solvers, rounds, Path(cache), options.max_graph_steps)
+def lerobot(python: Path, setup: Setup) -> AbstractContextManager[LeRobotProcess | None]:
+    """LeRobot's process; None where its environment is not there."""
+    return LeRobotProcess(python, setup) if python.exists() else nullcontext()
+
+
+def plan_of(options: argparse.Namespace, work: Path) -> Plan:
+    """What `--success` compares: the U-Net of `benchmarks.inference`; with `--quick` a tiny one, hardly trained."""
+    family = (QUICK_FAMILIES if options.quick else FAMILIES)[FAMILY]
+    return Plan(
+        work=work,
+        task=QUICK_TASK if options.quick else task_of(TASK),
+        family=family,
+        solvers=(family.solvers[0], SolverConfig(kind="ddim", steps=4) if options.quick else DDIM),
+        episodes=4 if options.quick else options.episodes,
+        seed=options.seed,
+    )
+
+
+def compared(options: argparse.Namespace, cache: Path, rounds: int) -> dict[str, object]:
+    """Success of the trained policies, and the times of the same ones."""
+    plan = plan_of(options, cache / "work" if options.quick else options.work)
+    contest = Contest(plan)
+    with lerobot(options.lerobot_python, contest.setup) as process:
+        if process:
+            contest.train(process)
+        report = contest.report(process)
+        results = measure(process, contest.ours, plan.solvers, rounds, plan.work / "graphs", options.max_graph_steps)
+    for name, rate in report.policies.items():
+        difference = "" if rate.difference is None else f"difference {100 * rate.difference:+.1f}"
+        print(f"{name:22s} success {100 * rate.rate:5.1f} % of {rate.n} {difference}")
+    show(results)
+    found: dict[str, object] = msgspec.to_builtins(report)
+    return found | {"solvers": results} | speedups(results, *plan.solvers)
+
+
+def show(results: dict[str, Rows]) -> None:
     for solver, rows in results.items():
         for name, figures in rows.items():
             print(f"{solver:10s} {name:12s}", *(f"{key} {value:10.4g}" for key, value in figures.items()))
-    print(json.dumps(report | {"solvers": results} | speedups(results)))
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.lerobot_inference",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help="a smaller network, ddim 10 alone; under 45 s")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--success", action="store_true", help="train both, and compare how often they succeed")
+    parser.add_argument("--work", type=Path, default=Path("runs/inference"), help="what is kept from run to run")
+    parser.add_argument("--episodes", type=int, default=200, help="of every policy, on the same seeds")
+    parser.add_argument("--max-graph-steps", type=int, default=20, help="solver steps up to which ONNX is measured")
+    parser.add_argument("--lerobot-python", type=Path, default=ROOT / ".venv-lerobot" / "bin" / "python")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    torch.set_num_threads(1)
+    channels = (32, 64) if options.quick else (64, 128, 256)
+    solvers = (DDIM,) if options.quick else (DDIM, DDPM)
+    rounds = 3 if options.quick else 10
+    base = make_policy(channels, options.seed)
+    parameters = sum(value.numel() for value in base.sampler.parameters())
+    report: dict[str, object] = {"benchmark": "lerobot_inference", "seed": options.seed, "quick": options.quick}
+    report |= {"torch": str(torch.__version__), "load_average": os.getloadavg()[0]}
+    report |= {"channels": channels, "parameters": parameters}
+    setup = Setup(spec=base.spec, net=UNetConfig(channels=channels, time_dim=TIME_DIM), chain=CHAIN, seed=options.seed)
+    with tempfile.TemporaryDirectory() as cache:
+        with lerobot(options.lerobot_python, setup) as process:
+            report["lerobot"] = msgspec.to_builtins(process.ready) if process else MISSING
+            results = measure(process, base, solvers, rounds, Path(cache), options.max_graph_steps)
+        show(results)
+        report |= {"solvers": results, **speedups(results, DDPM, DDIM)}
+        if options.success:
+            report["success"] = compared(options, Path(cache), rounds)
+    print(json.dumps(report))
     return 0
 
 

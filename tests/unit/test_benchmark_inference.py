@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.inference.configurations import FAMILIES, QUICK_FAMILIES, Cache, Configuration, Family
+from benchmarks.inference.configurations import (
+    FAMILIES,
+    QUICK_FAMILIES,
+    TRAININGS,
+    Cache,
+    Configuration,
+    Family,
+    family_on,
+)
 from benchmarks.inference.demonstrations import collect, load, save
 from benchmarks.inference.figures import Row, Success, front, rivals_of, shipped
 from benchmarks.inference.lane import Lane
@@ -19,7 +27,7 @@ from benchmarks.inference.outcomes import OutcomeFile, Portion, portions
 from benchmarks.inference.reference import DiffusersBackend
 from benchmarks.inference.rollouts import Simulation
 from benchmarks.inference.schedules import action_rmse, block_calls, observations_of, schedules_of
-from benchmarks.inference.tasks import QUICK_TASK
+from benchmarks.inference.tasks import QUICK_TASK, TASKS
 from benchmarks.inference.timing import interleaved_medians
 from policies.common.normalization import min_max_of_bounds
 from policies.common.sizes import Sizes
@@ -380,3 +388,23 @@ def test_every_configuration_can_be_sampled_and_has_its_own_name(families: dict[
         for one in configurations:
             one.solver.check(family.process)
             assert one.cache is None or one.cache.budget < len(solver_calls(family.process, one.solver))
+
+
+def test_a_task_changes_the_training_of_a_family_and_nothing_else() -> None:
+    for task, trainings in TRAININGS.items():
+        assert task in TASKS
+        for name, training in trainings.items():
+            usual, here = FAMILIES[name], family_on(task, name, FAMILIES[name])
+            assert (here.net, here.steps, here.batch_size) == (training.net, training.steps, training.batch_size)
+            assert type(here.net) is type(usual.net)
+            assert here.configurations(name) == usual.configurations(name)
+            assert (here.process, here.watched, here.headline) == (usual.process, usual.watched, usual.headline)
+    for name, family in FAMILIES.items():
+        assert family_on("pick_cube", name, family) is family
+
+
+def test_the_horizon_of_every_task_fits_the_networks() -> None:
+    for task in TASKS.values():
+        assert 1 <= task.execute_steps <= task.horizon
+        for name, family in FAMILIES.items():
+            build_net(family_on(task.task, name, family).net, Sizes(task.horizon, 2, task.history, 18))

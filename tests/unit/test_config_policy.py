@@ -60,7 +60,7 @@ def test_the_default_is_trained_as_it_always_was() -> None:
     training = policy.training
     assert training.net == TransformerConfig(embed_dim=64, layers=2, heads=4)
     assert training.process == DiffusionChain(train_steps=20, prediction="sample")
-    assert training.solver == SolverConfig(kind="ddim", steps=5)
+    assert training.solver == SolverConfig(kind="ddim", steps=2)
     assert (policy.horizon, policy.history, policy.execute_steps) == (8, 1, 8)
     assert (training.steps, training.batch_size, training.lr, training.weight_decay) == (3500, 128, 2e-3, 1e-3)
     assert (training.clip_norm, training.validation_share) == (0.0, 0.0)

@@ -109,8 +109,11 @@ class QChunking:
         metrics = self.learn(batches.sequences(self._config.decision_steps))
         if self._updates % self._settings.base.every == 0:
             chunks = batches.chunks(self.horizon)
+            executed = torch.from_numpy(~chunks.is_pad).float()
             actions = self._units.act(chunks.actions)
-            metrics["base_loss"] = self._base.imitate(chunks.observation, actions, self._generator, self._updates)
+            metrics["base_loss"] = self._base.imitate(
+                chunks.observation, actions, self._generator, self._updates, executed
+            )
         return metrics
 
     def learn(self, batch: SequenceBatch) -> dict[str, float]:
