@@ -64,7 +64,7 @@ def plan_of(options: argparse.Namespace, work: Path) -> Plan:
     return Plan(
         work=work,
         tasks=tasks,
-        families={kind: families[kind] for kind in kinds},
+        families={kind: families[kind] for kind in kinds if kind in families},
         backends=("eager",) if options.quick else tuple(one for one in BACKENDS if one in options.backends.split(",")),
         episodes=4 if options.quick else options.episodes,
         rounds=2 if options.quick else options.rounds,
@@ -97,7 +97,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/inference"), help="what is kept from run to run")
     parser.add_argument("--tasks", default=",".join(DEFAULT_TASKS), help=f"separated by commas: {', '.join(TASKS)}")
     parser.add_argument(
-        "--families", default=",".join(FAMILIES), help="separated by commas; transformer is the baseline"
+        "--families",
+        default=",".join(FAMILIES),
+        help="separated by commas; transformer is the baseline, shipped what robot-stack train makes by default",
     )
     parser.add_argument(
         "--only", default="", help="parts of configurations' names, separated by commas: leave out others"

@@ -12,7 +12,7 @@ import msgspec
 import torch
 from msgspec import Struct
 
-from benchmarks.inference.configurations import MARGIN, BackendName, Configuration, Family
+from benchmarks.inference.configurations import MARGIN, BackendName, Configuration, Family, family_on
 from benchmarks.inference.latency import BASELINE, Latencies
 from benchmarks.inference.outcomes import OutcomeFile
 from benchmarks.inference.report import Measured, PolicyFigures, Report, all_rivals, fronts
@@ -149,7 +149,8 @@ class Bench:
         for task in plan.tasks.values():
             workshop = Workshop(plan.work, task, plan.seed)
             data = workshop.demonstrations()
-            for name, family in plan.families.items():
+            for name, chosen in plan.families.items():
+                family = family_on(task.task, name, chosen)
                 policy = workshop.policy(name, family)
                 configurations = self._chosen(family.configurations(name))
                 spec, directory = policy.spec, workshop.directory / name

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from policies.acceleration.calibration import Method
 from policies.diffusion.config import TransformerConfig, UNetConfig
 from policies.flow.config import ExpertConfig
 from policies.generative.config import DiffusionChain, FlowPath, NetConfig, Process, SolverConfig
+from robot_stack.config.compose import DEFAULTS
+from robot_stack.config.policies import POLICY_PRESETS
+from robot_stack.config.schema import PolicySettings
 
 BackendName = Literal["eager", "onnx", "compiled"]
 BACKENDS: tuple[BackendName, ...] = ("eager", "onnx", "compiled")
@@ -49,7 +52,8 @@ class Family(Struct, frozen=True, kw_only=True):
         watched: the solver of the rollouts that are run while training.
         headline: the cache whose effect alone is stated, on `solvers[0]`.
         caches: for each solver, by kind and steps, the caches to try.
-        lr, steps, batch_size: of the training.
+        lr, steps, batch_size: of the training. rollout_every: steps of it between two rollouts that are watched.
+        shipped: a preset of the stack: its own training and horizon are taken instead.
     """
 
     net: NetConfig
@@ -61,6 +65,8 @@ class Family(Struct, frozen=True, kw_only=True):
     lr: float = 1e-3
     steps: int = 4000
     batch_size: int = 128
+    rollout_every: int = 1000
+    shipped: PolicySettings | None = None
 
     def configurations(self, name: str) -> list[Configuration]:
         """All combinations, the reference first."""
@@ -87,6 +93,7 @@ def _caches(*names: str) -> tuple[Cache, ...]:
 
 
 CHAIN = DiffusionChain(train_steps=100, prediction="epsilon")
+SHIPPED = POLICY_PRESETS[DEFAULTS["policy"]]
 
 FAMILIES = {
     "transformer": Family(
@@ -135,7 +142,55 @@ FAMILIES = {
             "euler-4": _caches("adaptive-2", "uniform-2"),
         },
     ),
+    "shipped": Family(
+        net=SHIPPED.training.net,
+        process=SHIPPED.training.process,
+        solvers=_solvers("ddim-5", "ddim-10", "ddim-3", "ddim-2"),
+        watched=SHIPPED.training.solver,
+        headline=Cache(method="adaptive", budget=3),
+        caches={"ddim-5": _caches("adaptive-3")},
+        steps=SHIPPED.training.steps,
+        shipped=SHIPPED,
+    ),
 }
+
+
+class Training(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Network and training of a family on one task, where they differ from those of `Family`."""
+
+    net: NetConfig | None = None
+    process: Process | None = None
+    steps: int | None = None
+    lr: float | None = None
+    rollout_every: int | None = None
+
+
+_SAMPLES = Training(process=DiffusionChain(train_steps=100, prediction="sample"))
+TRAININGS = {
+    "peg_insertion": {"transformer": _SAMPLES, "unet": _SAMPLES},
+    "pusht": {
+        "transformer": Training(
+            net=TransformerConfig(embed_dim=64, layers=3, heads=4, detail=3), steps=12_000, rollout_every=3_000
+        ),
+        "unet": Training(
+            net=UNetConfig(channels=(48, 96), kernel=3, groups=8, time_dim=128, detail=3),
+            steps=12_000,
+            rollout_every=3_000,
+        ),
+        "flow": Training(
+            net=ExpertConfig(embed_dim=64, layers=3, heads=4, detail=3), steps=12_000, rollout_every=3_000
+        ),
+    },
+}
+"""By task, then by family. Peg insertion: 4,000 updates towards the noise gave no success, as many towards the actions
+themselves did. PushT: small networks, so that one core makes many updates in the time that there is."""
+
+
+def family_on(task: str, name: str, family: Family) -> Family:
+    """The family as it is trained on that task."""
+    changed = structs.asdict(TRAININGS.get(task, {}).get(name, Training()))
+    return structs.replace(family, **{key: value for key, value in changed.items() if value is not None})
+
 
 QUICK_CHAIN = DiffusionChain(train_steps=10, prediction="epsilon")
 

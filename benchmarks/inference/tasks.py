@@ -56,7 +56,7 @@ TASKS = {
     task.task: task
     for task in (
         BenchmarkTask(preset="franka", task="pick_cube", demonstrations=300, noise=0.05),
-        BenchmarkTask(preset="gym_pusht", task="pusht", demonstrations=600, noise=0.01),
+        BenchmarkTask(preset="gym_pusht", task="pusht", demonstrations=500, noise=0.02, horizon=8, execute_steps=2),
         BenchmarkTask(
             preset="franka",
             task="peg_insertion",

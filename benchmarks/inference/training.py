@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from msgspec import structs
 from tqdm import tqdm
 
 from benchmarks.inference import demonstrations
-from benchmarks.inference.configurations import Family
+from benchmarks.inference.configurations import Family, family_on
 from benchmarks.inference.rollouts import Simulation
 from benchmarks.inference.tasks import BenchmarkTask
 from policies.generative.policy import GenerativePolicy
@@ -56,7 +57,7 @@ class Workshop:
         """
         directory = self.directory / name
         if not (directory / "policy").exists():
-            self._train(directory, name, family).save(directory / "policy")
+            self._train(directory, name, family_on(self.task.task, name, family)).save(directory / "policy")
         return GenerativePolicy.load(directory / "policy")
 
     def _train(self, directory: Path, name: str, family: Family) -> GenerativePolicy:
@@ -77,7 +78,7 @@ class Workshop:
         ):
             return train(
                 data,
-                self._spec(name),
+                self._spec(name, family),
                 training_of(family, self._seed),
                 progress=show,
                 resume_dir=directory / "training",
@@ -85,16 +86,23 @@ class Workshop:
                 rollout=success,
             )
 
-    def _spec(self, family: str) -> PolicySpec:
+    def _spec(self, name: str, family: Family | None = None) -> PolicySpec:
         robot = self.task.make_robot()
         try:
-            return self.task.policy_spec(robot.spec, family)
+            spec = self.task.policy_spec(robot.spec, name)
         finally:
             robot.close()
+        shipped = None if family is None else family.shipped
+        return spec if shipped is None else structs.replace(spec, horizon=shipped.horizon, history=shipped.history)
 
 
 def training_of(family: Family, seed: int) -> ImitationConfig:
     """The settings that a family is trained with."""
+    if family.shipped is not None:
+        shipped = family.shipped.training
+        return structs.replace(
+            shipped, device="cpu", checkpoint_every=250, rollout_every=family.rollout_every, seed=seed
+        )
     return ImitationConfig(
         net=family.net,
         process=family.process,
@@ -107,7 +115,7 @@ def training_of(family: Family, seed: int) -> ImitationConfig:
         clip_norm=1.0,
         device="cpu",
         checkpoint_every=250,
-        rollout_every=1000,
+        rollout_every=family.rollout_every,
         seed=seed,
     )
 

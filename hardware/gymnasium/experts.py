@@ -91,6 +91,10 @@ class PushTExpert:
     the block lies still and so does its choice; at a contact it goes on there, since the contact at hand counts for
     more. There are few contacts, so that little is to be told apart; and where it walks to and pushes at are places
     fixed to the block, which depend linearly on the block's corners.
+
+    Args:
+        reach: 0 for a robot whose actions are targets; else its actions are offsets from the agent of at most this, in
+            each direction (pixels), and a target further away is approached along the straight line to it.
     """
 
     AT_HAND = 3.0  # how much more the contact that the agent stands at counts
@@ -100,7 +104,8 @@ class PushTExpert:
     SIDEWAYS = 8.0
     INWARDS = (-15.0, 10.0)  # at a contact is who stands no further aside of it and within these of touching
 
-    def __init__(self) -> None:
+    def __init__(self, reach: float = 0.0) -> None:
+        self._reach = reach
         points, self._normals = _CONTACTS[:, :2], _CONTACTS[:, 2:]
         arms = points - _MASS_CENTRE
         self._torques = arms[:, 0] * self._normals[:, 1] - arms[:, 1] * self._normals[:, 0]
@@ -112,7 +117,7 @@ class PushTExpert:
         pass
 
     def act(self, features: Features, ground_truth: Features) -> FloatArray:
-        """Target position of the agent (2,), pixels, from the true poses of agent, block and goal."""
+        """Target position of the agent (2,), or offset to it, pixels, from the true poses of agent, block and goal."""
         block = ground_truth["info.block_pose"].astype(np.float64)
         goal = ground_truth["info.goal_pose"].astype(np.float64)
         agent = (ground_truth["info.pos_agent"].astype(np.float64) - block[:2]) @ _rotation(block[2])
@@ -130,7 +135,11 @@ class PushTExpert:
         else:
             target = self._stops[_first_stop(before, chosen)]
         on_board = np.clip(_place(target[None], block)[0], *_BOARD)
-        return np.asarray(on_board, dtype=np.float32)
+        if not self._reach:
+            return np.asarray(on_board, dtype=np.float32)
+        offset = on_board - ground_truth["info.pos_agent"]
+        share = min(1.0, self._reach / max(1e-6, float(np.linalg.norm(offset))))
+        return np.asarray(offset * share, dtype=np.float32)
 
     def _promises(self, block: Points, goal: Points) -> tuple[Points, Points]:
         """For each contact the largest drop of the root mean square corner error (px), and the push for it (px)."""

@@ -47,6 +47,8 @@ class GymnasiumRobot(SimulatedRobot):
         names: names of the elements of `action` and of vector features; where absent `a0`, `state0`, ...
         cameras: names of the images that the environment's `render` gives, in its order; () where it has none.
         command_timeout_s: see `RobotSpec`.
+        relative_to, reach: where not "", a vector feature in the units of the action: a robot's action is then an
+            offset of at most `reach` from what that feature holds when it is taken, and the setpoint is the sum.
 
     `spec` and `limits` make the environment when first read (this loads its files, but steps nothing); the
     constructor does not. Offscreen MuJoCo environments draw through EGL unless `MUJOCO_GL` was set.
@@ -66,6 +68,8 @@ class GymnasiumRobot(SimulatedRobot):
         names: Mapping[str, tuple[str, ...]] | None = None,
         cameras: tuple[str, ...] = ("render",),
         command_timeout_s: float = 0.5,
+        relative_to: str = "",
+        reach: float = 0.0,
     ) -> None:
         self._name = name
         self._env_id = env_id
@@ -78,6 +82,7 @@ class GymnasiumRobot(SimulatedRobot):
         self._names = {key: tuple(value) for key, value in (names or {}).items()}
         self._cameras = tuple(cameras)
         self._command_timeout_s = command_timeout_s
+        self._relative_to, self._reach = relative_to, reach
 
         self._env: Any = None
         self._spec: RobotSpec | None = None
@@ -100,12 +105,13 @@ class GymnasiumRobot(SimulatedRobot):
 
     @property
     def limits(self) -> SetpointLimits:
-        action = self.spec.action
-        unlimited = (float("inf"),) * len(action.names)
+        names = self.spec.action.names
+        lower, upper = self._bounds(self._environment())
+        unlimited = (float("inf"),) * len(names)
         return SetpointLimits(
-            names=action.names,
-            lower=action.lower,
-            upper=action.upper,
+            names=names,
+            lower=lower,
+            upper=upper,
             max_velocity=unlimited,
             max_acceleration=unlimited,
         )
@@ -131,14 +137,18 @@ class GymnasiumRobot(SimulatedRobot):
     # ---- commands ---------------------------------------------------------------------------------------------
 
     def measured_setpoint(self) -> Setpoint:
-        """The action (A,) nearest to zero. An environment does not say which action would change nothing, and need
+        """The setpoint (A,) nearest to zero. An environment does not say which action would change nothing, and need
         not: while no action is due its world waits, so this one is never executed."""
-        return np.clip(np.zeros(len(self.spec.action.names)), self.spec.action.lower, self.spec.action.upper)
+        return np.clip(np.zeros(len(self.spec.action.names)), *self._bounds(self._environment()))
 
     def resolve(self, action: FloatArray) -> Setpoint:
-        """The action (A,) itself; it is due for one environment step from now on."""
+        """The action (A,) itself, or the place that it is the offset to, inside the environment's bounds; it is due for
+        one environment step from now on."""
         self._action_due = True
-        return np.asarray(action, dtype=np.float64)
+        setpoint = np.asarray(action, dtype=np.float64)
+        if not self._relative_to:
+            return setpoint
+        return np.clip(setpoint + self._features[self._relative_to], *self._bounds(self._environment()))
 
     def send(self, setpoint: Setpoint) -> None:
         """Keep the setpoint (A,) for the environment step that is due, if one is."""
@@ -217,7 +227,8 @@ class GymnasiumRobot(SimulatedRobot):
             self._env = _make(self._env_id, self._max_episode_steps, self._env_kwargs, bool(self._cameras))
         return self._env
 
-    def _describe(self, env: Any) -> RobotSpec:
+    def _bounds(self, env: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Of the environment's own actions."""
         space = env.action_space
         bounds = [np.asarray(getattr(space, side, np.inf), dtype=np.float64) for side in ("low", "high")]
         if bounds[0].ndim != 1 or not np.all(np.isfinite(bounds)):
@@ -226,6 +237,20 @@ class GymnasiumRobot(SimulatedRobot):
                 "with finite bounds; wrap the environment (gymnasium.wrappers.RescaleAction) and register the result"
             )
         lower, upper = (tuple(float(value) for value in bound) for bound in bounds)
+        return lower, upper
+
+    def _describe(self, env: Any) -> RobotSpec:
+        lower, upper = self._bounds(env)
+        observation = observation_features(env.observation_space, self._observation_keys, self._names)
+        if self._relative_to:
+            if self._relative_to not in observation or observation[self._relative_to].shape != (len(lower),):
+                raise ConfigError(
+                    f"robot '{self._name}': relative_to is '{self._relative_to}'; allowed: a feature of "
+                    f"{len(lower)} elements, as the action has, out of {', '.join(observation)}"
+                )
+            if self._reach <= 0.0:
+                raise ConfigError(f"robot '{self._name}': reach is {self._reach}; allowed: above 0 with relative_to")
+            lower, upper = (-self._reach,) * len(lower), (self._reach,) * len(lower)
         names = self._names.get("action", tuple(f"a{index}" for index in range(len(lower))))
         if len(names) != len(lower):
             raise ConfigError(f"robot '{self._name}': {len(names)} names for an action of {len(lower)} elements")
@@ -239,7 +264,7 @@ class GymnasiumRobot(SimulatedRobot):
             command_timeout_s=self._command_timeout_s,
             max_episode_steps=self._max_episode_steps,
             action=vector(names, lower, upper),
-            observation=observation_features(env.observation_space, self._observation_keys, self._names),
+            observation=observation,
         )
 
     def _step(self, action: Setpoint) -> None:

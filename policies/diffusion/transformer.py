@@ -31,7 +31,7 @@ class DiffusionTransformer(Denoiser):
         width, tokens = config.embed_dim, sizes.history + 1
         self.block_names = tuple(f"{layer}.{kind}" for layer in range(config.layers) for kind in KINDS)
         self.action_in = nn.Linear(sizes.action_dim, width)
-        self.observation_in = ObservationTokens(sizes, config.vision, width)
+        self.observation_in = ObservationTokens(sizes, config.vision, width, config.detail)
         self.action_position = nn.Parameter(torch.empty(sizes.horizon, width))
         self.condition_position = nn.Parameter(torch.empty(tokens, width))
         self.condition_mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.Mish(), nn.Linear(4 * width, width))

@@ -43,7 +43,7 @@ class DiffusionUNet(Denoiser):
         names, shapes = _layout(channels, sizes.action_dim)
         self.block_names = tuple(names)
         self.deep_blocks = tuple(name for name in names if not name.startswith(("down0.", "up0.")))
-        self.observation_in = ObservationTokens(sizes, config.vision, config.time_dim)
+        self.observation_in = ObservationTokens(sizes, config.vision, config.time_dim, config.detail)
         self.time_mlp = nn.Sequential(
             nn.Linear(config.time_dim, 4 * config.time_dim), nn.Mish(), nn.Linear(4 * config.time_dim, config.time_dim)
         )

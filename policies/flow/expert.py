@@ -35,7 +35,7 @@ class FlowExpert(Denoiser):
         self.block_names = tuple(f"{layer}.{kind}" for layer in range(config.layers) for kind in KINDS)
         self.action_in = nn.Linear(sizes.action_dim, width)
         self.action_position = nn.Parameter(torch.empty(sizes.horizon, width))
-        self.observation_in = ObservationTokens(sizes, config.vision, width)
+        self.observation_in = ObservationTokens(sizes, config.vision, width, config.detail)
         self.observation_position = nn.Parameter(torch.empty(sizes.history, width))
         self.observation_mlp = _mlp(width, _TOKENS * width)
         self.time_mlp = _mlp(width, width)

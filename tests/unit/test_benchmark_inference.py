@@ -14,6 +14,7 @@ import torch
 from benchmarks.inference.configurations import (
     FAMILIES,
     QUICK_FAMILIES,
+    SHIPPED,
     TRAININGS,
     Cache,
     Configuration,
@@ -29,6 +30,7 @@ from benchmarks.inference.rollouts import Simulation
 from benchmarks.inference.schedules import action_rmse, block_calls, observations_of, schedules_of
 from benchmarks.inference.tasks import QUICK_TASK, TASKS
 from benchmarks.inference.timing import interleaved_medians
+from benchmarks.inference.training import training_of
 from policies.common.normalization import min_max_of_bounds
 from policies.common.sizes import Sizes
 from policies.diffusion.config import TransformerConfig
@@ -395,12 +397,25 @@ def test_a_task_changes_the_training_of_a_family_and_nothing_else() -> None:
         assert task in TASKS
         for name, training in trainings.items():
             usual, here = FAMILIES[name], family_on(task, name, FAMILIES[name])
-            assert (here.net, here.steps, here.batch_size) == (training.net, training.steps, training.batch_size)
-            assert type(here.net) is type(usual.net)
+            assert (here.net, here.steps) == (training.net or usual.net, training.steps or usual.steps)
+            assert here.process == (training.process or usual.process)
+            assert type(here.net) is type(usual.net) and type(here.process) is type(usual.process)
             assert here.configurations(name) == usual.configurations(name)
-            assert (here.process, here.watched, here.headline) == (usual.process, usual.watched, usual.headline)
+            assert (here.watched, here.headline, here.batch_size) == (usual.watched, usual.headline, usual.batch_size)
     for name, family in FAMILIES.items():
-        assert family_on("pick_cube", name, family) is family
+        assert family_on("pick_cube", name, family) == family
+
+
+def test_what_the_stack_ships_is_measured_as_it_is_shipped() -> None:
+    shipped = FAMILIES["shipped"]
+    assert SHIPPED.training.solver in shipped.solvers
+    training = training_of(shipped, seed=3)
+    assert (training.net, training.process, training.steps) == (
+        SHIPPED.training.net,
+        SHIPPED.training.process,
+        SHIPPED.training.steps,
+    )
+    assert (training.lr, training.seed) == (SHIPPED.training.lr, 3)
 
 
 def test_the_horizon_of_every_task_fits_the_networks() -> None:

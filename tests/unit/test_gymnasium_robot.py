@@ -305,6 +305,20 @@ def test_what_the_push_t_expert_does_depends_on_nothing_but_the_scene() -> None:
     assert 20 < compared < 250
 
 
+def test_offsets_of_the_push_t_expert_lead_to_its_targets() -> None:
+    robot = push_t()
+    robot.connect()
+    for seed in range(8):
+        robot.reset(seed)
+        truth = robot.ground_truth()
+        agent = truth["info.pos_agent"]
+        target, offset = PushTExpert().act({}, truth), PushTExpert(reach=40.0).act({}, truth)
+        np.testing.assert_allclose(PushTExpert(reach=1000.0).act({}, truth) + agent, target, atol=1e-2)
+        assert np.linalg.norm(offset) <= 40.001
+        away = (target - agent) / np.linalg.norm(target - agent)
+        np.testing.assert_allclose(offset / np.linalg.norm(offset), away, atol=1e-3)
+
+
 def test_the_push_t_expert_needs_few_pushes() -> None:
     """Each new contact is one more thing to imitate; walking to one must not end in front of another."""
     robot = push_t()
@@ -320,6 +334,22 @@ def test_the_push_t_expert_needs_few_pushes() -> None:
         pushes += not lies_still and (still > 0 or pushes == 0)
         still, pose = (still + 1 if lies_still else 0), after
     assert 1 <= pushes <= 14
+
+
+def test_relative_actions_go_where_the_absolute_ones_go() -> None:
+    absolute, relative = push_t(), push_t()
+    relative._relative_to, relative._reach = "observation.state", 600.0
+    for robot in (absolute, relative):
+        robot.connect()
+        robot.reset(4)
+    assert relative.spec.action.upper == (600.0, 600.0)
+    assert relative.limits.upper == absolute.limits.upper == (512.0, 512.0)
+    expert, offsets = PushTExpert(), PushTExpert(reach=600.0)
+    for _ in range(30):
+        act(relative, offsets.act({}, relative.ground_truth()))
+        act(absolute, expert.act({}, absolute.ground_truth()))
+        for key, value in observed(absolute).items():
+            np.testing.assert_allclose(observed(relative)[key], value, atol=0.05)
 
 
 def test_the_panda_expert_lifts_the_cube(panda: GymnasiumRobot) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from policies.acceleration.schedule import CacheSchedule
 from policies.common.denoiser import Denoiser, Tensors
 from policies.common.normalization import MinMaxNormalizer
+from policies.common.observation_tokens import ObservationTokens
 from policies.common.sizes import Sizes
 from policies.common.vision_config import VisionConfig
 from policies.diffusion.config import TransformerConfig, UNetConfig
@@ -235,3 +236,35 @@ def test_networks_are_told_the_stride_exactly_where_it_is_trained(name: str, pro
     unit = MinMaxNormalizer(centre=(0.0,), half_range=(1.0,))
     with pytest.raises(ConfigError, match="step_conditioned"):
         GenerativeConfig(net=CONFIGS[name], process=process, solver=SolverConfig(), observation=unit, action=unit)
+
+
+def test_octaves_make_small_differences_count() -> None:
+    sizes = Sizes(horizon=8, action_dim=2, history=1, vector_dim=3)
+    near, far = torch.zeros(1, 1, 3), torch.full((1, 1, 3), 0.01)
+
+    def difference(detail: int) -> float:
+        torch.manual_seed(0)
+        tokens = ObservationTokens(sizes, VisionConfig(), 64, detail)
+        return float((tokens((near,)) - tokens((far,))).norm().detach() / tokens.mix.weight.std().detach())
+
+    assert difference(4) > 10.0 * difference(0)
+    assert ObservationTokens(sizes, VisionConfig(), 64, 2).mix.in_features == 3 * (1 + 2 * 2)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        lambda detail: TransformerConfig(detail=detail),
+        lambda detail: UNetConfig(detail=detail),
+        lambda detail: ExpertConfig(detail=detail),
+    ],
+)
+def test_every_network_takes_octaves_and_refuses_less_than_none(config: Callable[[int], NetConfig]) -> None:
+    sizes = Sizes(horizon=8, action_dim=2, history=1, vector_dim=3)
+
+    def parameters(detail: int) -> int:
+        return sum(value.numel() for value in build_net(config(detail), sizes).parameters())
+
+    assert parameters(3) > parameters(0)
+    with pytest.raises(ConfigError, match=r"net\.detail is -1; allowed: 0 or more"):
+        config(-1)

@@ -23,7 +23,8 @@ class GymnasiumConfig(RobotConfig, frozen=True, kw_only=True, tag_field="kind", 
 
     env_id: `module:Id` or `module/Id` as gymnasium.make takes it. observation_keys: feature name -> path of the
     environment's observation ('' is the whole, 'a.b' goes into dictionaries). env_kwargs: passed to gymnasium.make.
-    success_key: key of the info dictionary that says success.
+    success_key: key of the info dictionary that says success. relative_to, reach: actions are offsets of at most
+    `reach` from that feature; '' for the environment's own.
     """
 
     takes_any_task: ClassVar[bool] = True
@@ -34,6 +35,8 @@ class GymnasiumConfig(RobotConfig, frozen=True, kw_only=True, tag_field="kind", 
     env_kwargs: dict[str, bool | int | float | str] = field(default_factory=dict)
     success_key: str = "is_success"
     max_episode_steps: int = 300
+    relative_to: str = ""
+    reach: float = 0.0
 
     def positive(self) -> tuple[str, ...]:
         return ("control_rate_hz", "max_episode_steps")
@@ -66,13 +69,15 @@ class GymnasiumConfig(RobotConfig, frozen=True, kw_only=True, tag_field="kind", 
             max_episode_steps=self.max_episode_steps,
             env_kwargs=self.env_kwargs,
             success_key=self.success_key,
+            relative_to=self.relative_to,
+            reach=self.reach,
         )
 
     def expert(self, spec: RobotSpec) -> Expert:
         from hardware.gymnasium.experts import PandaPickCubeExpert, PushTExpert
 
         experts: dict[str, Callable[[RobotSpec], Expert]] = {
-            "pusht": lambda _: PushTExpert(),
+            "pusht": lambda _: PushTExpert(self.reach),
             "panda_pick_cube": lambda _: PandaPickCubeExpert(),
         }
         return expert_of(experts, spec)
@@ -89,6 +94,8 @@ def _pusht() -> GymnasiumConfig:
         },
         observation_keys=_STATE_AND_SCENE,
         max_episode_steps=300,
+        relative_to=STATE,
+        reach=100.0,
     )
 
 
