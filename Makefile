@@ -23,7 +23,7 @@ check: setup
 bench: setup
 	@for name in simulation storage buffer wire weights faults safety g1_dds cameras control_loop \
 			inference chunking inference_load language steering lerobot_inference \
-			lerobot_updates learning corrections closed_loop; do \
+			lerobot_updates learning corrections rewards closed_loop; do \
 		echo "== $$name"; $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
 
 setup: system $(VENV)/.installed

@@ -28,7 +28,8 @@ C = TypeVar("C")
 class PolicyManifest(Struct, Generic[C], frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What stands in policy.json. `config` is the policy's own record, normalisation statistics included.
 
-    `sha256` covers the weights file and, in compact JSON, `spec` and `config`: a changed statistic is found too.
+    `sha256` covers the weights file and, in compact JSON, `spec` and `config` as they stand here: a changed statistic
+    is found too. Fields that a later release adds are not in it, so policies stay readable.
     """
 
     schema_version: int
@@ -44,7 +45,7 @@ def save_policy(directory: Path, *, kind: str, spec: PolicySpec, config: Struct,
     manifest = PolicyManifest(
         schema_version=POLICY_SCHEMA_VERSION,
         kind=kind,
-        sha256=_fingerprint(content, spec, config),
+        sha256=_fingerprint(content, msgspec.json.encode(spec), msgspec.json.encode(config)),
         spec=spec,
         config=config,
     )
@@ -59,13 +60,13 @@ def save_policy(directory: Path, *, kind: str, spec: PolicySpec, config: Struct,
 
 def load_policy(directory: Path, kind: str, config_type: type[C]) -> tuple[PolicyManifest[C], dict[str, Array]]:
     """The manifest and the verified weights of a policy folder; PolicyError says what is wrong with it."""
-    manifest = _load_manifest(directory / MANIFEST, kind, config_type)
+    manifest, stored = _load_manifest(directory / MANIFEST, kind, config_type)
     path = directory / WEIGHTS
     try:
         content = path.read_bytes()
     except OSError as error:
         raise PolicyError(f"{path} cannot be read ({error}); copy the whole policy folder again") from error
-    found = _fingerprint(content, manifest.spec, manifest.config)
+    found = _fingerprint(content, stored.spec, stored.config)
     if found != manifest.sha256:
         raise PolicyError(
             f"{directory}: {WEIGHTS} and {MANIFEST} do not belong together or are damaged (sha256 {found[:12]}..., "
@@ -100,14 +101,14 @@ def check_shapes(tensors: Mapping[str, Array], expected: Mapping[str, tuple[int,
             raise PolicyError(f"{origin}: tensor '{name}' has shape {tensors[name].shape}, expected {tuple(shape)}")
 
 
-def _fingerprint(content: bytes, spec: PolicySpec, config: object) -> str:
+def _fingerprint(content: bytes, spec: bytes | msgspec.Raw, config: bytes | msgspec.Raw) -> str:
     digest = hashlib.sha256(content)
-    digest.update(msgspec.json.encode(spec))
-    digest.update(msgspec.json.encode(config))
+    for part in (spec, config):
+        digest.update(msgspec.json.format(bytes(part), indent=-1))
     return digest.hexdigest()
 
 
-def _load_manifest(path: Path, kind: str, config_type: Any) -> PolicyManifest[Any]:
+def _load_manifest(path: Path, kind: str, config_type: Any) -> tuple[PolicyManifest[Any], _Stored]:
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -122,9 +123,17 @@ def _load_manifest(path: Path, kind: str, config_type: Any) -> PolicyManifest[An
                 f"this program reads kind '{kind}', schema {POLICY_SCHEMA_VERSION}"
             )
         manifest: PolicyManifest[Any] = msgspec.json.decode(content, type=PolicyManifest[config_type])
+        stored = msgspec.json.decode(content, type=_Stored)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise PolicyError(f"{path} is malformed: {error}") from error
-    return manifest
+    return manifest, stored
+
+
+class _Stored(Struct, frozen=True):
+    """Spec and config exactly as they were written."""
+
+    spec: msgspec.Raw
+    config: msgspec.Raw
 
 
 class _Header(Struct, frozen=True):

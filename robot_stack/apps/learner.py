@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -29,6 +30,7 @@ from robot_stack.learner.algorithms.settings.imitation import ImitationSettings
 from robot_stack.learner.checkpoint import CheckpointStore
 from robot_stack.learner.curation import Place
 from robot_stack.learner.loop import LearnerLoop
+from robot_stack.learner.rewards.build import rewarded
 from robot_stack.learner.trainer import Trainer, TrainerSettings
 from robot_stack.transport.server import RequestServer
 
@@ -78,6 +80,8 @@ def build_trainer(config: StackConfig, base: GenerativePolicy, episodes: list[li
             seed=config.seed,
         ),
     )
+
+    recipe = replace(recipe, curator=rewarded(recipe.curator, config.reward))
 
     def replay(capacity: int) -> Replay:
         sizes = (vector_length(spec.observation), spec.action.shape[0])

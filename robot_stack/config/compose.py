@@ -27,14 +27,16 @@ from robot_stack.config.robots import ROBOT_PRESETS
 from robot_stack.config.schema import StackConfig
 from robot_stack.core.errors import ConfigError
 from robot_stack.learner.algorithms.settings import ALGORITHM_PRESETS
+from robot_stack.learner.rewards.settings import REWARD_PRESETS
 
 GROUPS: dict[str, Mapping[str, msgspec.Struct]] = {
     "robot": ROBOT_PRESETS,
     "task": {task.name: task for preset in ROBOT_PRESETS.values() for task in preset.tasks()},
     "policy": POLICY_PRESETS,
     "algorithm": ALGORITHM_PRESETS,
+    "reward": REWARD_PRESETS,
 }
-DEFAULTS = {"robot": "franka", "policy": "diffusion", "algorithm": "residual_td3"}
+DEFAULTS = {"robot": "franka", "policy": "diffusion", "algorithm": "residual_td3", "reward": "task_predicate"}
 _ROOT = "stack"
 _DICTIONARIES = (
     "cameras.",

@@ -17,6 +17,7 @@ from robot_stack.core.checked import Checked
 from robot_stack.core.errors import ConfigError
 from robot_stack.learner.algorithms.settings import ALGORITHM_PRESETS, AlgorithmSettings, ChunkPolicySettings
 from robot_stack.learner.imitation_config import ImitationConfig
+from robot_stack.learner.rewards.settings import AnyReward, TaskPredicateSettings
 from robot_stack.transport.ros2.config import Ros2NodeConfig
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ class StackConfig(Checked, frozen=True, kw_only=True):
     backend: how the robot is reached: `sim` computes it here; the vendor's interfaces are listed with each robot.
     vendor: who is at the other end of a vendor's interface: `simulated` (`robot-stack vendor-sim`) or `hardware`.
     ros2_node: what the robot server looks like in ROS 2. cameras: camera processes by name (see apps/cameras.py).
+    reward: what practice is paid for: the task's own predicate, or a model (`robot_stack/learner/rewards`).
     run: name of the run; runs_directory: where runs are kept; seed: of all training randomness.
     """
 
@@ -170,6 +172,7 @@ class StackConfig(Checked, frozen=True, kw_only=True):
     task: TaskConfig
     policy: PolicySettings
     algorithm: AnyAlgorithm
+    reward: AnyReward = TaskPredicateSettings()
     learner: LearnerConfig = LearnerConfig()
     edge: EdgeConfig = EdgeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -114,6 +114,15 @@ def test_a_saved_policy_comes_back_as_it_was(tmp_path: Path) -> None:
         np.testing.assert_array_equal(loaded[name], value)
 
 
+def test_a_release_that_knows_more_settings_reads_older_policies(tmp_path: Path) -> None:
+    class LaterConfig(Config, frozen=True, kw_only=True):
+        added: int = 7
+
+    save(tmp_path / "policy")
+    manifest, _ = load_policy(tmp_path / "policy", "k", LaterConfig)
+    assert manifest.config.added == 7 and manifest.config.normalizer == CONFIG.normalizer
+
+
 def test_every_flipped_bit_of_a_policy_is_found(tmp_path: Path) -> None:
     save(tmp_path / "policy")
     for name in (WEIGHTS, MANIFEST):

@@ -1,0 +1,61 @@
+"""From the settings to the reward model, and to a curator that uses it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from robot_stack.core.errors import ConfigError
+from robot_stack.core.protocols import RewardModel
+from robot_stack.learner.curation import Curator
+from robot_stack.learner.rewards.labels import HumanLabels
+from robot_stack.learner.rewards.predicate import InjectedErrors, TaskPredicate
+from robot_stack.learner.rewards.relabel import RewardedCurator
+from robot_stack.learner.rewards.settings import (
+    ClassifierSettings,
+    GoalImageSettings,
+    HumanLabelSettings,
+    RewardSettings,
+    TaskPredicateSettings,
+    VlmSettings,
+)
+
+
+def build_reward_model(settings: RewardSettings) -> RewardModel:
+    """The model with its errors put in, under what people said; ConfigError or PolicyError says what is missing."""
+    if isinstance(settings, HumanLabelSettings) and not settings.labels:
+        raise ConfigError("reward=human_label needs reward.labels, the file with people's labels")
+    model = _model(settings)
+    if settings.has_errors:
+        model = InjectedErrors(model, settings.false_positive_rate, settings.false_negative_rate, settings.error_seed)
+    return HumanLabels(Path(settings.labels), otherwise=model) if settings.labels else model
+
+
+def rewarded(curator: Curator, settings: RewardSettings) -> Curator:
+    """The curator with the rewards of these settings; itself where the recorded ones stand as they are."""
+    if isinstance(settings, TaskPredicateSettings) and not settings.labels and not settings.has_errors:
+        return curator
+    return RewardedCurator(curator, build_reward_model(settings), settings.consecutive)
+
+
+def _model(settings: RewardSettings) -> RewardModel:
+    if isinstance(settings, ClassifierSettings):
+        from robot_stack.learner.rewards.classifier import RewardClassifier  # loads torch
+
+        return RewardClassifier.load(_folder(settings.folder))
+    if isinstance(settings, GoalImageSettings):
+        from robot_stack.learner.rewards.classifier import RewardClassifier
+        from robot_stack.learner.rewards.goals import GoalImages
+
+        measure = RewardClassifier.load(Path(settings.classifier)) if settings.classifier else None
+        return GoalImages.load(_folder(settings.folder), measure)
+    if isinstance(settings, VlmSettings):
+        from robot_stack.learner.rewards.vlm import VlmReward
+
+        return VlmReward(settings)
+    return TaskPredicate()
+
+
+def _folder(name: str) -> Path:
+    if not name:
+        raise ConfigError("reward.folder is empty; give the folder of a saved reward model")
+    return Path(name)
