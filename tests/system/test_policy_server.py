@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from policies.generative.policy import GenerativePolicy
+from robot_stack.apps.base_policy import load_base_policy
 from robot_stack.apps.layout import RunLayout
 from robot_stack.apps.process import use_one_torch_thread
 from robot_stack.apps.supervisor import Supervisor, robot_stack_command
@@ -46,7 +46,7 @@ def _logs(directory: Path) -> str:
 def test_actions_of_a_policy_server_are_those_of_the_policy_bit_for_bit(small_run: SmallRun) -> None:
     use_one_torch_thread()  # as the server does: the last bit depends on how sums are shared out
     status, steps = practise(small_run)
-    base = GenerativePolicy.load(RunLayout.of(compose_config(small_run.overrides())).policy)
+    base = load_base_policy(compose_config(small_run.overrides()))  # on the same back-end
     assert len(steps) >= 80
     checked = 0
     for step in steps:
