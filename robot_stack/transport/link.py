@@ -19,6 +19,7 @@ from robot_stack.transport.wire import OneThread, check_address, set_common_opti
 
 _CLIENT_QUEUE = 2
 _REFUSAL_VALID_S = 3.0
+_CONVINCING_FAILURES = 2
 _FAILED_AFTER_HELLO = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 _WATCHED = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | _FAILED_AFTER_HELLO | zmq.EVENT_DISCONNECTED
@@ -46,6 +47,7 @@ class Link:
         self._connected = False
         self.losses = 0
         self._refusal = ""
+        self._failures = 0
         self._refused_at_s = 0.0
         self._refused_for_good = False
         self._thread = OneThread()
@@ -59,6 +61,7 @@ class Link:
         self._socket = self._context.socket(self._socket_type)
         self._connected = False
         self._refusal = ""
+        self._failures = 0
         try:
             self._set_options(self._socket, pair, server_key)
             self._monitor = self._socket.get_monitor_socket(_WATCHED)
@@ -104,8 +107,12 @@ class Link:
         return None
 
     def raise_if_refused(self) -> None:
-        """AuthenticationError if the last handshake, a moment ago, failed."""
-        if self._refusal and time.monotonic() - self._refused_at_s < _REFUSAL_VALID_S:
+        """AuthenticationError if the last handshakes, a moment ago, failed.
+
+        A single one may have failed because the server died in the middle of it; a wrong key fails every time.
+        """
+        convincing = self._refused_for_good or self._failures >= _CONVINCING_FAILURES
+        if convincing and self._refusal and time.monotonic() - self._refused_at_s < _REFUSAL_VALID_S:
             raise AuthenticationError(f"{self._where}: {self._refusal}")
 
     def unreachable(self, timeout_s: float) -> UnreachableError:
@@ -147,11 +154,13 @@ class Link:
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._connected = True
                 self._refusal = ""
+                self._failures = 0
             elif event == zmq.EVENT_DISCONNECTED:
                 self._connected = False
                 self.losses += 1
             else:
                 self._refused_at_s = time.monotonic()
+                self._failures += 1
                 self._refused_for_good = self._refused_for_good or event == zmq.EVENT_HANDSHAKE_FAILED_AUTH
                 self._refusal = self._explain(event)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -41,6 +42,9 @@ from robot_stack.transport.keys import KeyStore, Role
 from robot_stack.transport.link import Link
 from robot_stack.transport.server import Request, RequestServer
 from tests.transport_kit import ROBOT, Serving, client, command, eventually, make_keys, ping, service_with
+
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"CURVE".ljust(20, b"\0") + b"\x01" + bytes(31)
+"""Of a server that speaks ZMTP 3.0 with CURVE: 64 bytes."""
 
 
 @pytest.fixture
@@ -216,6 +220,19 @@ def test_a_wrong_server_key_is_shown_on_both_sides(keys: KeyStore) -> None:
         refused = serving.server.refused
         assert eventually(lambda: any(peer.address.startswith("127.0.0.1:") for peer in list(refused)), within_s=2.0)
         assert all("another server key" in peer.reason for peer in list(refused))
+
+
+def test_a_server_that_dies_in_the_middle_of_a_handshake_is_away_and_its_key_is_not_doubted(keys: KeyStore) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as dying:
+        address = f"tcp://127.0.0.1:{dying.getsockname()[1]}"
+        with client(keys, address) as asking:
+            begun, _ = dying.accept()
+            with begun:
+                begun.sendall(GREETING)
+                assert len(begun.recv(64, socket.MSG_WAITALL)) == 64
+            dying.close()
+            with pytest.raises(UnreachableError, match="there is no connection"):
+                asking.request(Ping(), 0.5)
 
 
 def test_a_peer_without_curve_is_refused_and_shown(keys: KeyStore) -> None:
