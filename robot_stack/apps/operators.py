@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from hardware.sim.operators import Mode, OperatorConfig, ScriptedOperator, make_operator
 from robot_stack.config.schema import StackConfig
@@ -32,6 +33,11 @@ class SceneOperator:
 
     def begin(self, episode: EpisodeId) -> None:
         self._scripted.begin(episode.seed)
+
+    def stands_still(
+        self, observation: Observation, state: RobotState, propose: Callable[[], FloatArray]
+    ) -> FloatArray | None:
+        return None
 
     def intervene(self, observation: Observation, state: RobotState, proposed: FloatArray) -> Intervention | None:
         taken_over = self._scripted.act(state.features, _truth(state))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from robot_stack.core.messages import FloatArray, Observation, RobotState, Source
 from robot_stack.core.protocols import ResidualPolicy
 from robot_stack.core.specs import PolicySpec, RobotSpec
 from robot_stack.edge.alignment import Aligner
 from robot_stack.edge.camera_feed import CameraFeed
-from robot_stack.edge.operator import PERSON, Interventions, Nobody
+from robot_stack.edge.operator import PERSON, Interventions, Nobody, Parts
 from robot_stack.edge.remote_robot import Begun, Stepped
 from robot_stack.edge.scheduler import Proposer
 
@@ -61,6 +62,14 @@ class LoopRobot(Protocol):
 
     def step(self, action: FloatArray) -> Stepped:
         """Send one action (A,) and return at the end of its control period."""
+
+
+@runtime_checkable
+class DrivenInParts(LoopRobot, Protocol):
+    """A robot on the wall clock that takes several commands in one control period."""
+
+    def step_in_parts(self, source: Parts) -> tuple[Stepped, FloatArray]:
+        """One control period of a person's action in pieces; the action (A,) that they were together."""
 
 
 class StepObserver(Protocol):
@@ -134,6 +143,7 @@ class ControlLoop:
         observation = self._aligner.observe(state, begun.age_ns, episode.seed, 0)
         return_, person_steps = 0.0, 0
         for index in range(self._max_steps):
+            observation, state = self._stand_still(episode, observation, state)
             step = self._step(episode, observation, state, last=index == self._max_steps - 1)
             for observer in self._observers:
                 observer.on_step(step)
@@ -145,6 +155,23 @@ class ControlLoop:
         success = state.task.success if state.task else False
         return EpisodeSummary(episode, observation.index, success, return_, person_steps)
 
+    def _stand_still(
+        self, episode: EpisodeId, observation: Observation, state: RobotState
+    ) -> tuple[Observation, RobotState]:
+        """While a person holds the robot, nothing is recorded or counted. The newest observation and state."""
+        stood = False
+        while True:
+            propose = partial(self._proposer.propose, observation, state)
+            still = self._interventions.stands_still(observation, state, propose)
+            if still is None:
+                break
+            stepped, stood = self._robot.step(still), True
+            state = stepped.state
+            observation = self._aligner.observe(state, stepped.age_ns, episode.seed, observation.index)
+        if stood:
+            self._proposer.begin(episode.seed)  # the world went on, and what was planned is old
+        return observation, state
+
     def _step(self, episode: EpisodeId, observation: Observation, state: RobotState, *, last: bool) -> LoopStep:
         if self._proposer.at_boundary(observation.index):
             self._corrector.refresh()
@@ -154,7 +181,10 @@ class ControlLoop:
         taken_over = self._interventions.ask(observation, state, action)
         if taken_over is not None:
             action, source = taken_over.action, taken_over.source
-        stepped = self._robot.step(action)
+        if taken_over is not None and taken_over.parts is not None and isinstance(self._robot, DrivenInParts):
+            stepped, action = self._robot.step_in_parts(taken_over.parts)
+        else:
+            stepped = self._robot.step(action)
         following = self._aligner.observe(stepped.state, stepped.age_ns, episode.seed, observation.index + 1)
         let_go = self._interventions.lets_go(stepped, following)
         over = last or (let_go and self._interventions.end_the_episode)

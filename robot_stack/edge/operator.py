@@ -9,30 +9,43 @@ Whatever stands behind an `Operator` (a browser, a SpaceMouse, a script), `Inter
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NoReturn, Protocol
 
 from robot_stack.core.errors import CommandRefusedError
 from robot_stack.core.messages import FloatArray, Observation, RobotState, Source, Verdict
-from robot_stack.edge.remote_robot import Stepped
 
 if TYPE_CHECKING:
     from robot_stack.edge.control_loop import EpisodeId
+    from robot_stack.edge.remote_robot import Stepped
 
 Rule = Literal["rac", "hg_dagger"]
 
 PERSON = frozenset({Source.HUMAN_RECOVERY, Source.HUMAN_CORRECTION})
 
 
+class Parts(Protocol):
+    """A person's action in small pieces, sampled while the control step runs: they need not wait for the next one."""
+
+    def part(self, share: float) -> FloatArray:
+        """What to do for the next `share` of the control step (A,)."""
+
+    def summed(self, parts: list[FloatArray]) -> FloatArray:
+        """What the parts of one control step did together (A,): the action that is recorded."""
+
+
 @dataclass(frozen=True, slots=True)
 class Intervention:
     """A person's action (A,) in the place of the policy's, float32, in the action's own units.
 
-    `source`: HUMAN_RECOVERY on the way back to a known state, HUMAN_CORRECTION from there on.
+    `source`: HUMAN_RECOVERY on the way back to a known state, HUMAN_CORRECTION from there on. `parts`: the same in
+    pieces, for robots that take more than one command in a control period; None: the action as it is.
     """
 
     action: FloatArray
     source: Source
+    parts: Parts | None = None
 
 
 class Operator(Protocol):
@@ -46,6 +59,15 @@ class Operator(Protocol):
     def begin(self, episode: EpisodeId) -> None:
         """A new episode begins; nobody has taken over yet."""
 
+    def stands_still(
+        self, observation: Observation, state: RobotState, propose: Callable[[], FloatArray]
+    ) -> FloatArray | None:
+        """An action (A,) that changes nothing, for as long as a person wants the robot to stand; None: go on.
+
+        Asked before every step, and again after each such action, which is neither recorded nor counted. `propose`:
+        what the policy would do.
+        """
+
     def intervene(self, observation: Observation, state: RobotState, proposed: FloatArray) -> Intervention | None:
         """What to do instead of `proposed` (A,), the action that would be sent; None lets the policy act."""
 
@@ -58,6 +80,11 @@ class Nobody:
 
     def begin(self, episode: EpisodeId) -> None:
         """There is nobody to tell."""
+
+    def stands_still(
+        self, observation: Observation, state: RobotState, propose: Callable[[], FloatArray]
+    ) -> FloatArray | None:
+        return None
 
     def intervene(self, observation: Observation, state: RobotState, proposed: FloatArray) -> Intervention | None:
         return None
@@ -120,6 +147,12 @@ class Interventions:
         self._over()
         self.counts.episodes += 1
         self._operator.begin(episode)
+
+    def stands_still(
+        self, observation: Observation, state: RobotState, propose: Callable[[], FloatArray]
+    ) -> FloatArray | None:
+        """See `Operator.stands_still`."""
+        return self._operator.stands_still(observation, state, propose)
 
     def ask(self, observation: Observation, state: RobotState, proposed: FloatArray) -> Intervention | None:
         """What a person does at this step instead of `proposed` (A,); None if the policy acts.

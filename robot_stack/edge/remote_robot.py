@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from uuid import uuid4
 
+from msgspec import structs
+
 from robot_stack.core.clock import ClockOffset, MonotonicClock, Pacer, s_to_ns
 from robot_stack.core.errors import CommandRefusedError, MessageError, RobotError, UnreachableError
 from robot_stack.core.messages import (
@@ -29,14 +31,18 @@ from robot_stack.core.messages import (
     RobotRequest,
     RobotState,
     Transition,
+    Verdict,
 )
 from robot_stack.core.specs import IMAGES, RobotSpec
+from robot_stack.edge.operator import Parts
 from robot_stack.transport.client import RequestClient
 from robot_stack.transport.stream import Subscriber
 
 _LOST = (Refusal.NOT_ACTIVE, Refusal.NO_LEASE)
 REQUEST_TIMEOUT_S = 2.0
 RESET_TIMEOUT_S = 20.0
+PARTS_HZ = 100.0
+_SEVERITY = (Verdict.ACCEPTED, Verdict.CLIPPED, Verdict.REFUSED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,16 +148,36 @@ class RemoteRobot:
 
     def step(self, action: FloatArray) -> Stepped:
         """Send one action and return at the end of its control period."""
-        self._seq += 1
         if self.info.lock_step:
             result = self._command(action, deadline_ns=2**62)
             if result.state is None:
                 raise MessageError(f"{self.spec.name} answered a lock-step command without a state")
             return Stepped(result, result.state, 0, late=False)
+        return self._period_over(self._command(action, self._deadline_ns()))
+
+    def step_in_parts(self, source: Parts) -> tuple[Stepped, FloatArray]:
+        """One control period in which a person drives: pieces of an action, each as new as it can be.
+
+        The verdict is the worst of the pieces', what was sent and the action (A,) that comes back are their sums.
+        """
+        count = max(1, round(self.spec.control_period_s * PARTS_HZ))
+        asked, results, began_s = [], [], time.monotonic()
+        for number in range(1, count + 1):
+            asked.append(source.part(1.0 / count))
+            results.append(self._command(asked[-1], self._deadline_ns()))
+            if number < count:
+                time.sleep(max(0.0, began_s + number * self.spec.control_period_s / count - time.monotonic()))
+        worst = max(results, key=lambda result: _SEVERITY.index(result.verdict))
+        sent = source.summed([result.sent for result in results])
+        return self._period_over(structs.replace(worst, seq=self._seq, sent=sent)), source.summed(asked)
+
+    def _deadline_ns(self) -> int:
         # The offset may be off by its error bound (a link slower there than back): the deadline errs to the safe side.
         timeout_ns = s_to_ns(self.spec.command_timeout_s) - self._offset.error_ns
-        deadline_ns = self._offset.to_peer_ns(self._clock.now_ns() + timeout_ns)
-        result = self._command(action, deadline_ns)
+        return self._offset.to_peer_ns(self._clock.now_ns() + timeout_ns)
+
+    def _period_over(self, result: CommandResult) -> Stepped:
+        """Wait for the end of the control period, and look."""
         overruns = self.pacer.overruns if self.pacer else 0
         if self.pacer is not None:
             self.pacer.wait()
@@ -166,6 +192,7 @@ class RemoteRobot:
         return self._state(self._request(GetState(cameras=(camera,)))).features[IMAGES + camera]
 
     def _command(self, action: FloatArray, deadline_ns: int) -> CommandResult:
+        self._seq += 1
         command = Command(session=self._session, seq=self._seq, deadline_ns=deadline_ns, action=action)
         result = self._request(command)
         if not isinstance(result, CommandResult):

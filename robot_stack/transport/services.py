@@ -73,6 +73,9 @@ class Service:
 _NONE: frozenset[str] = frozenset()
 _WATCH_ROBOT = frozenset({"Hello", "Ping", "GetState", "GetDiagnostics"})
 _DRIVE_ROBOT = _WATCH_ROBOT | {"AcquireLease", "ReleaseLease", "Transition", "StopRobot", "ResetEpisode", "Command"}
+_SIT = frozenset(
+    {"Hello", "Ping", "GetSeat", "TakeSeat", "KeepSeat", "LeaveSeat", "Drive", "LabelEpisode", "SceneReady"}
+)
 
 _TABLE = (
     Service(
@@ -174,6 +177,37 @@ _TABLE = (
         default_port=7740,
         start_with="robot-stack camera",
         description="the newest frame of one camera, with capture time, device time and frame number",
+    ),
+    Service(
+        name="seat.request",
+        pattern=Pattern.REQUEST,
+        direction="teleop server asks for its operators; edge answers",
+        server_role=Role.EDGE,
+        requests={Role.OPERATOR: _SIT, Role.VIEWER: frozenset({"Hello", "Ping", "GetSeat"})},
+        rate_hz=0.0,
+        quota_hz=1000.0,
+        quota_bytes_per_s=4 * MIB,
+        queue=64,
+        max_message_bytes=64 * KIB,
+        max_reply_bytes=MIB,
+        link_timeout_s=2.0,
+        default_port=7760,
+        start_with="robot-stack edge edge.operator=seat",
+        description="the operator's seat of one robot: taking over, driving, labels",
+    ),
+    Service(
+        name="seat.state",
+        pattern=Pattern.STREAM,
+        direction="edge to every teleop server",
+        server_role=Role.EDGE,
+        requests={Role.OPERATOR: _NONE, Role.VIEWER: _NONE},
+        rate_hz=10.0,
+        queue=0,
+        max_message_bytes=MIB,
+        link_timeout_s=2.0,
+        default_port=7761,
+        start_with="robot-stack edge edge.operator=seat",
+        description="who moves the robot, where it is, and why something was refused; the newest only",
     ),
     Service(
         name="policy.request",

@@ -1,0 +1,141 @@
+"""How a robot is driven by hand through its action space, whatever robot it is.
+
+Action elements are relative (`dx_m`, `lift_delta_m`: added to the last goal) or absolute (a gripper's). Standing still
+is zero in the relative ones and the last value in the absolute ones. Where the state tells both the measured place and
+how far the goal is ahead of it (`tool_x_m` and `goal_minus_tool_x_m`), the goal can be led along a recorded way.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robot_stack.core.messages import Features, FloatArray
+from robot_stack.core.specs import RobotSpec
+
+FloatVector = NDArray[np.float64]
+
+_CARTESIAN = re.compile(r"(?P<side>[a-z]+_)?d(?P<axis>x_m|y_m|z_m|yaw_rad)")
+_DELTA = re.compile(r"(?P<joint>[a-z_]+)_delta_(?P<unit>m|rad)")
+_FRAMES = ("tool", "palm", "gripper")
+
+Place = tuple[str, int]
+"""A feature and the element of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A relative element of the action, and where the state tells its measured value and its goal's lead."""
+
+    index: int
+    name: str
+    measured: Place
+    lead: Place
+    turns: bool
+
+
+class Handling:
+    """The action space of one robot.
+
+    Attributes:
+        relative: (A,) bool. drivable: names of all elements.
+        axes: relative elements that can be led along a way; `rewinds` if that is all of them.
+    """
+
+    def __init__(self, spec: RobotSpec) -> None:
+        self._names = spec.action.names
+        self._lower, self._upper = spec.action.lower_array(), spec.action.upper_array()
+        places = {
+            name: (key, index) for key, feature in spec.observation.items() for index, name in enumerate(feature.names)
+        }
+        self.relative = np.array([_is_relative(name) for name in self._names], dtype=np.bool_)
+        found = (_axis(index, name, places) for index, name in enumerate(self._names))
+        self.axes: tuple[Axis, ...] = tuple(axis for axis in found if axis is not None)
+        self.rewinds = len(self.axes) == int(self.relative.sum()) > 0
+
+    @property
+    def drivable(self) -> tuple[str, ...]:
+        return self._names
+
+    def still(self, last: FloatArray) -> FloatArray:
+        """The action (A,) that changes nothing after `last`."""
+        return np.where(self.relative, np.float32(0.0), last).astype(np.float32)
+
+    def unknown(self, moves: Mapping[str, float]) -> str:
+        """What is wrong with a person's moves, in words, or ''."""
+        for name, value in moves.items():
+            if name not in self._names:
+                return f"there is no action element '{name}'; there are: {', '.join(self._names)}"
+            if not -1.0 <= value <= 1.0:
+                return f"'{name}' is {value}; allowed: -1 to 1"
+        return ""
+
+    def moved(self, last: FloatArray, moves: Mapping[str, float], share: float) -> FloatArray:
+        """The action (A,) of a person's moves (-1 to 1 by name) for `share` of a control step, after `last`."""
+        action = self.still(last)
+        for index, name in enumerate(self._names):
+            if name not in moves:
+                continue
+            value = moves[name]
+            if self.relative[index]:
+                action[index] = share * value * (self._upper[index] if value >= 0.0 else -self._lower[index])
+            else:
+                middle, half = (self._upper[index] + self._lower[index]) / 2, (self._upper - self._lower)[index] / 2
+                action[index] = middle + value * half
+        return np.clip(action, self._lower, self._upper)
+
+    def summed(self, parts: Sequence[FloatArray]) -> FloatArray:
+        """What the actions of one control step did together (A,)."""
+        stacked = np.stack(parts)
+        return np.where(self.relative, stacked.sum(axis=0), stacked[-1]).astype(np.float32)
+
+    def measured(self, features: Features) -> FloatVector:
+        """Where the robot is: (len(axes),)."""
+        return np.array([features[axis.measured[0]][axis.measured[1]] for axis in self.axes], np.float64)
+
+    def goal(self, features: Features) -> FloatVector:
+        """Where it was told to be: (len(axes),)."""
+        lead = np.array([features[axis.lead[0]][axis.lead[1]] for axis in self.axes], np.float64)
+        return self.measured(features) + lead
+
+    def towards(self, move: FloatVector, last: FloatArray, share: float) -> FloatArray:
+        """The action (A,) that moves the goal by `move` (len(axes),), `share` of a control step's bounds at most."""
+        action = self.still(last)
+        indices = [axis.index for axis in self.axes]
+        action[indices] = np.clip(move, share * self._lower[indices], share * self._upper[indices])
+        return action
+
+    def steps_of(self, move: FloatVector) -> float:
+        """How many control steps at full speed a move (len(axes),) takes."""
+        indices = [axis.index for axis in self.axes]
+        reach = np.minimum(-self._lower[indices], self._upper[indices])
+        return float(np.max(np.abs(move) / reach, initial=0.0))
+
+    def difference(self, to: FloatVector, start: FloatVector) -> FloatVector:
+        """to - start (len(axes),), angles the short way round."""
+        move = to - start
+        turns = np.array([axis.turns for axis in self.axes], np.bool_)
+        return np.where(turns, (move + np.pi) % (2 * np.pi) - np.pi, move)
+
+
+def _is_relative(name: str) -> bool:
+    return bool(_CARTESIAN.fullmatch(name) or _DELTA.fullmatch(name))
+
+
+def _axis(index: int, name: str, places: Mapping[str, Place]) -> Axis | None:
+    for measured in _measured_names(name):
+        lead = places.get(f"goal_minus_{measured}")
+        if lead is not None and measured in places:
+            return Axis(index, name, places[measured], lead, turns=name.endswith("_rad"))
+    return None
+
+
+def _measured_names(name: str) -> list[str]:
+    cartesian, delta = _CARTESIAN.fullmatch(name), _DELTA.fullmatch(name)
+    if cartesian:
+        return [f"{cartesian['side'] or ''}{frame}_{cartesian['axis']}" for frame in _FRAMES]
+    return [f"{delta['joint']}_{delta['unit']}"] if delta else []
