@@ -40,8 +40,13 @@ class Intent(enum.Enum):
     FINISH = "finish"
 
 
+DRIVING = frozenset({Intent.REWIND, Intent.RECOVER, Intent.CORRECT})
+"""What a person does for as long as they hold it; the others are said once."""
+
+
 class TakeSeat(Struct, frozen=True, kw_only=True, tag=True):
-    """Ask for the seat of a robot. One person has it; `by_force` takes it from whoever does (and pauses the robot)."""
+    """Ask for the seat of a robot. One person has it; `by_force` takes it from whoever does, and what they were driving
+    stands still."""
 
     holder: str
     by_force: bool = False
@@ -69,12 +74,15 @@ class Drive(Struct, frozen=True, kw_only=True, tag=True):
 
     Refused unless `session` has the seat, `seq` is larger than the last, and the edge's monotonic clock is before
     `deadline_ns`, which may lie `MAX_VALID_S` ahead at most. When it has run out, the robot stands still: dead-man.
+    HOLD is followed whatever its deadline says. What is held while an episode begins, an intervention ends or a rewind
+    arrives has done its work: it moves nothing until it was let go, by HOLD or by silence until its deadline.
 
     Attributes:
         moves: RECOVER and CORRECT: by name of the action's elements, -1 to 1 of what one control step may do. Relative
             elements that are not named stand still, absolute ones (a gripper) keep their last value.
         speed: REWIND: share of full speed, above 0 to 1.
-        to_index: REWIND: the step of the episode to go back to; -1: the place that the edge suggests.
+        to_index: REWIND: the step of the episode to go back to; -1: where a rewind is on its way to, else the place
+            that the edge suggests.
     """
 
     session: str
@@ -132,7 +140,8 @@ class GetSeat(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class SeatInfo(Struct, frozen=True, kw_only=True, tag=True):
-    """`drivable`: elements of the action that a person can move; `rewinds`: the robot can be driven back by itself."""
+    """`drivable`: elements of the action that a person can move; `rewinds`: the robot can be driven back by itself;
+    `rule`: rac, hg_dagger or demonstration."""
 
     run: str
     spec: RobotSpec
@@ -149,13 +158,14 @@ class SeatState(Struct, frozen=True, kw_only=True, tag=True):
         boot, seq: of the edge's life, and a count in it.
         stamp_ns: the edge's monotonic clock.
         holder: who has the seat, '' for nobody. refusal: why the last `Drive` was not followed, or ''.
-        features: of the newest observation, without images. commanded: the action sent last (A,), empty before it.
+        features: of the newest observation, without images. commanded: the action sent last (A,), None before it.
         verdict, held_back, fault, lifecycle: the safety filter's last word and the robot's state.
         rewind_to: the step that REWIND leads to if none is named; -1 if there is none. index: the episode's step.
+        way_steps: recorded places that lie behind.
         familiarity: distance of the present state from what the policy was trained on, 1 being the edge of it; -1:
             unknown. best_familiarity: of the place that rewinding leads to.
         waits_for_scene: no episode begins until `SceneReady`.
-        last_episode: the newest episode that is over.
+        episode: the one that runs; None between them. last_episode: the newest that is over.
         round_trip_ms: of the newest command to the robot server.
     """
 

@@ -168,7 +168,7 @@ class ControlLoop:
             stepped, stood = self._robot.step(still), True
             state = stepped.state
             observation = self._aligner.observe(state, stepped.age_ns, episode.seed, observation.index)
-        if stood:
+        if stood and not self._interventions.under_way:
             self._proposer.begin(episode.seed)  # the world went on, and what was planned is old
         return observation, state
 

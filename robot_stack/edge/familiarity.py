@@ -16,7 +16,7 @@ from robot_stack.core.messages import FloatArray
 
 MAX_STATES = 4096
 _QUANTILE = 0.95
-_SMALLEST_STD = 1e-4
+_SMALLEST_STD = 1e-3  # what varied by less than a millimetre or a milliradian is noise
 
 
 class Familiarity:
@@ -24,9 +24,12 @@ class Familiarity:
 
     Args:
         episodes: for each demonstration its states (T, D). Of more than `MAX_STATES` in all an even share is kept.
+            ValueError for no state at all.
     """
 
     def __init__(self, episodes: Sequence[FloatArray]) -> None:
+        if not any(len(states) for states in episodes):
+            raise ValueError("there is no demonstrated state to compare with; leave familiarity out")
         owner = np.repeat(np.arange(len(episodes)), [len(states) for states in episodes])
         every = max(1, -(-len(owner) // MAX_STATES))
         states, owner = np.concatenate(list(episodes))[::every], owner[::every]

@@ -1,8 +1,9 @@
 """How a robot is driven by hand through its action space, whatever robot it is.
 
-Action elements are relative (`dx_m`, `lift_delta_m`: added to the last goal) or absolute (a gripper's). Standing still
-is zero in the relative ones and the last value in the absolute ones. Where the state tells both the measured place and
-how far the goal is ahead of it (`tool_x_m` and `goal_minus_tool_x_m`), the goal can be led along a recorded way.
+Action elements are relative (`dx_m`, `lift_delta_m`: added to the last goal) or absolute. Standing still is zero in the
+relative ones and the last value in the absolute ones. Of the absolute ones a person moves hands only (`gripper`): a
+pose or a joint angle that is named outright would be a jump. Where the state tells both the measured place and how far
+the goal is ahead of it (`tool_x_m` and `goal_minus_tool_x_m`), the goal can be led along a recorded way.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from robot_stack.core.specs import RobotSpec
 
 FloatVector = NDArray[np.float64]
 
-_CARTESIAN = re.compile(r"(?P<side>[a-z]+_)?d(?P<axis>x_m|y_m|z_m|yaw_rad)")
-_DELTA = re.compile(r"(?P<joint>[a-z_]+)_delta_(?P<unit>m|rad)")
+_CARTESIAN = re.compile(r"(?P<side>[a-z]+_)?d(?P<axis>[xyz]_m|(?:roll|pitch|yaw)_rad)")
+_DELTA = re.compile(r"(?P<joint>[a-z0-9_]+)_delta_(?P<unit>m|rad)")
+_HAND = re.compile(r"([a-z0-9_]+_)?gripper")
 _FRAMES = ("tool", "palm", "gripper")
+_HAND_MOVED_SHARE = 0.1
 
 Place = tuple[str, int]
 """A feature and the element of it."""
@@ -42,8 +45,10 @@ class Handling:
     """The action space of one robot.
 
     Attributes:
-        relative: (A,) bool. drivable: names of all elements.
-        axes: relative elements that can be led along a way; `rewinds` if that is all of them.
+        relative: (A,) bool. drivable: names of the elements that a person can move.
+        axes: relative elements that can be led along a way; `rewinds` if that is all of them, and nothing but hands is
+            absolute.
+        reach: (len(axes),) what one control step may move, in either direction.
     """
 
     def __init__(self, spec: RobotSpec) -> None:
@@ -53,13 +58,14 @@ class Handling:
             name: (key, index) for key, feature in spec.observation.items() for index, name in enumerate(feature.names)
         }
         self.relative = np.array([_is_relative(name) for name in self._names], dtype=np.bool_)
+        hand = np.array([_HAND.fullmatch(name) is not None for name in self._names], dtype=np.bool_)
+        self.drivable = tuple(name for name, can in zip(self._names, self.relative | hand, strict=True) if can)
         found = (_axis(index, name, places) for index, name in enumerate(self._names))
         self.axes: tuple[Axis, ...] = tuple(axis for axis in found if axis is not None)
-        self.rewinds = len(self.axes) == int(self.relative.sum()) > 0
-
-    @property
-    def drivable(self) -> tuple[str, ...]:
-        return self._names
+        self.rewinds = len(self.axes) == int(self.relative.sum()) > 0 and len(self.drivable) == len(self._names)
+        self._indices = [axis.index for axis in self.axes]
+        self._turns = np.array([axis.turns for axis in self.axes], np.bool_)
+        self.reach: FloatVector = np.minimum(-self._lower[self._indices], self._upper[self._indices]).astype(np.float64)
 
     def still(self, last: FloatArray) -> FloatArray:
         """The action (A,) that changes nothing after `last`."""
@@ -68,6 +74,10 @@ class Handling:
     def unknown(self, moves: Mapping[str, float]) -> str:
         """What is wrong with a person's moves, in words, or ''."""
         for name, value in moves.items():
+            if name in self._names and name not in self.drivable:
+                return (
+                    f"'{name}' is absolute, and driving it by hand would be a jump; choose an action space of changes"
+                )
             if name not in self._names:
                 return f"there is no action element '{name}'; there are: {', '.join(self._names)}"
             if not -1.0 <= value <= 1.0:
@@ -88,10 +98,20 @@ class Handling:
                 action[index] = middle + value * half
         return np.clip(action, self._lower, self._upper)
 
+    def part_of(self, action: FloatArray, share: float) -> FloatArray:
+        """`share` of what an action (A,) does."""
+        return np.where(self.relative, np.float32(share) * action, action).astype(np.float32)
+
     def summed(self, parts: Sequence[FloatArray]) -> FloatArray:
-        """What the actions of one control step did together (A,)."""
+        """What the actions of one control step did together (A,), in its order."""
         stacked = np.stack(parts)
-        return np.where(self.relative, stacked.sum(axis=0), stacked[-1]).astype(np.float32)
+        together = np.where(self.relative, stacked.sum(axis=0), stacked[-1]).astype(np.float32)
+        return np.clip(together, self._lower, self._upper)  # parts of bounds add up to them but for rounding
+
+    def hand_moves(self, wanted: FloatArray, last: FloatArray) -> bool:
+        """Whether a hand has to open or close on the way from one action (A,) to the other."""
+        change = np.abs(wanted - last) / (self._upper - self._lower)
+        return bool((change[~self.relative] > _HAND_MOVED_SHARE).any())
 
     def measured(self, features: Features) -> FloatVector:
         """Where the robot is: (len(axes),)."""
@@ -103,23 +123,24 @@ class Handling:
         return self.measured(features) + lead
 
     def towards(self, move: FloatVector, last: FloatArray, share: float) -> FloatArray:
-        """The action (A,) that moves the goal by `move` (len(axes),), `share` of a control step's bounds at most."""
+        """The action (A,) that moves the goal along `move` (len(axes),), `share` of a control step's bounds at most;
+        all axes keep together."""
         action = self.still(last)
-        indices = [axis.index for axis in self.axes]
-        action[indices] = np.clip(move, share * self._lower[indices], share * self._upper[indices])
-        return action
+        action[self._indices] = move * min(1.0, share / max(self.steps_of(move), 1e-9))
+        return np.clip(action, self._lower, self._upper)
 
     def steps_of(self, move: FloatVector) -> float:
         """How many control steps at full speed a move (len(axes),) takes."""
-        indices = [axis.index for axis in self.axes]
-        reach = np.minimum(-self._lower[indices], self._upper[indices])
-        return float(np.max(np.abs(move) / reach, initial=0.0))
+        return float(np.max(np.abs(move) / self.reach, initial=0.0))
 
     def difference(self, to: FloatVector, start: FloatVector) -> FloatVector:
         """to - start (len(axes),), angles the short way round."""
         move = to - start
-        turns = np.array([axis.turns for axis in self.axes], np.bool_)
-        return np.where(turns, (move + np.pi) % (2 * np.pi) - np.pi, move)
+        return np.where(self._turns, (move + np.pi) % (2 * np.pi) - np.pi, move)
+
+    def within(self, off: FloatVector, distance_m: float, angle_rad: float) -> bool:
+        """Whether a difference (len(axes),) is no larger than that on any axis."""
+        return bool((np.abs(off) <= np.where(self._turns, angle_rad, distance_m)).all())
 
 
 def _is_relative(name: str) -> bool:

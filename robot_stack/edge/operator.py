@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from robot_stack.edge.control_loop import EpisodeId
     from robot_stack.edge.remote_robot import Stepped
 
-Rule = Literal["rac", "hg_dagger"]
+Rule = Literal["rac", "hg_dagger", "demonstration"]
 
 PERSON = frozenset({Source.HUMAN_RECOVERY, Source.HUMAN_CORRECTION})
 
@@ -28,8 +28,9 @@ PERSON = frozenset({Source.HUMAN_RECOVERY, Source.HUMAN_CORRECTION})
 class Parts(Protocol):
     """A person's action in small pieces, sampled while the control step runs: they need not wait for the next one."""
 
-    def part(self, share: float) -> FloatArray:
-        """What to do for the next `share` of the control step (A,)."""
+    def part(self, share: float) -> FloatArray | None:
+        """What to do for the next `share` of the control step (A,). None, once: what the person did has run out while
+        the robot moved; it is to be stopped at once, and stands still from then on."""
 
     def summed(self, parts: list[FloatArray]) -> FloatArray:
         """What the parts of one control step did together (A,): the action that is recorded."""
@@ -126,8 +127,9 @@ class Interventions:
     """Asks an operator at every step, enforces the rule, and counts.
 
     `rac`: an intervention begins with a recovery, and the episode ends with it. `hg_dagger`: it may begin with a
-    correction, and the policy goes on after it, with a new plan. In both, no recovery follows a correction within one
-    intervention: a person who has to go back again lets go first.
+    correction, and the policy goes on after it, with a new plan. `demonstration`: it may begin with a correction, and
+    the episode ends with it. In all, no recovery follows a correction within one intervention: a person who has to go
+    back again lets go first.
     """
 
     def __init__(self, operator: Operator, rule: Rule = "rac") -> None:
@@ -140,7 +142,12 @@ class Interventions:
     @property
     def end_the_episode(self) -> bool:
         """Whether an episode ends with its first intervention."""
-        return self._rule == "rac"
+        return self._rule != "hg_dagger"
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a person has acted and not let go yet: the next step is theirs."""
+        return self._last is not None
 
     def begin(self, episode: EpisodeId) -> None:
         """A new episode begins. An intervention that was under way ended with the old one."""

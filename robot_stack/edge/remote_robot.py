@@ -30,6 +30,7 @@ from robot_stack.core.messages import (
     RobotReply,
     RobotRequest,
     RobotState,
+    StopRobot,
     Transition,
     Verdict,
 )
@@ -42,6 +43,7 @@ _LOST = (Refusal.NOT_ACTIVE, Refusal.NO_LEASE)
 REQUEST_TIMEOUT_S = 2.0
 RESET_TIMEOUT_S = 20.0
 PARTS_HZ = 100.0
+_MARGIN_S = 0.005  # a server answers at its ticks: the last piece of a period is answered before its end
 _SEVERITY = (Verdict.ACCEPTED, Verdict.CLIPPED, Verdict.REFUSED)
 
 
@@ -55,12 +57,16 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """What one control step gave: the server's verdict, the state after it, its age, and whether we were late."""
+    """What one control step gave: the server's verdict, the state after it, its age, and whether we were late.
+
+    `round_trip_s`: of the newest command, -1 where there is no way to a server.
+    """
 
     result: CommandResult
     state: RobotState
     age_ns: int
     late: bool
+    round_trip_s: float = -1.0
 
 
 class RemoteRobot:
@@ -79,6 +85,7 @@ class RemoteRobot:
         self._session = ""
         self._seq = 0
         self._info: RobotInfo | None = None
+        self._tick_s = self._round_trip_s = -1.0
         self.pacer: Pacer | None = None
 
     @property
@@ -142,8 +149,7 @@ class RemoteRobot:
         reply = self._client.request(ResetEpisode(session=self._session, seed=seed), timeout_s=RESET_TIMEOUT_S)
         state = self._state(reply)
         self.pacer = None if self.info.lock_step else Pacer(self.spec.control_period_s)
-        if self.pacer is not None:
-            self.pacer.wait()
+        self._wait_for_tick()
         return Begun(state, self._age_ns(state))
 
     def step(self, action: FloatArray) -> Stepped:
@@ -152,24 +158,37 @@ class RemoteRobot:
             result = self._command(action, deadline_ns=2**62)
             if result.state is None:
                 raise MessageError(f"{self.spec.name} answered a lock-step command without a state")
-            return Stepped(result, result.state, 0, late=False)
+            return Stepped(result, result.state, 0, late=False, round_trip_s=self._round_trip_s)
         return self._period_over(self._command(action, self._deadline_ns()))
 
     def step_in_parts(self, source: Parts) -> tuple[Stepped, FloatArray]:
-        """One control period in which a person drives: pieces of an action, each as new as it can be.
+        """What is left of the control period, in which a person drives: pieces of an action, each as new as it can be.
 
         The verdict is the worst of the pieces', what was sent and the action (A,) that comes back are their sums.
         """
-        count = max(1, round(self.spec.control_period_s * PARTS_HZ))
-        asked, results, began_s = [], [], time.monotonic()
-        for number in range(1, count + 1):
-            asked.append(source.part(1.0 / count))
+        covered_s, until_s = time.monotonic(), self._tick_s + self.spec.control_period_s
+        if until_s <= covered_s:
+            until_s = covered_s + self.spec.control_period_s
+        left_s, last_s = until_s - covered_s, 1.0 / self.spec.tick_rate_hz + _MARGIN_S
+        asked, results = [], []
+        while covered_s < until_s:
+            end_s = max(covered_s, time.monotonic()) + 1.0 / PARTS_HZ
+            end_s = end_s if until_s - end_s >= last_s else until_s
+            asked.append(self._part(source, (end_s - covered_s) / left_s))
             results.append(self._command(asked[-1], self._deadline_ns()))
-            if number < count:
-                time.sleep(max(0.0, began_s + number * self.spec.control_period_s / count - time.monotonic()))
+            covered_s = end_s
+            if covered_s < until_s:
+                time.sleep(max(0.0, covered_s - time.monotonic()))
         worst = max(results, key=lambda result: _SEVERITY.index(result.verdict))
-        sent = source.summed([result.sent for result in results])
-        return self._period_over(structs.replace(worst, seq=self._seq, sent=sent)), source.summed(asked)
+        sent = [result.sent for result in results if result.verdict is not Verdict.REFUSED] or [worst.sent]
+        result = structs.replace(worst, seq=self._seq, sent=source.summed(sent))
+        return self._period_over(result), source.summed(asked)
+
+    def _part(self, source: Parts, share: float) -> FloatArray:
+        """The next piece (A,); stops the robot, whose goals still lie ahead of it, if there is none."""
+        while (action := source.part(share)) is None:
+            self._request(StopRobot(reason="the command of the person who drove it ran out"))
+        return action
 
     def _deadline_ns(self) -> int:
         # The offset may be off by its error bound (a link slower there than back): the deadline errs to the safe side.
@@ -179,13 +198,17 @@ class RemoteRobot:
     def _period_over(self, result: CommandResult) -> Stepped:
         """Wait for the end of the control period, and look."""
         overruns = self.pacer.overruns if self.pacer else 0
-        if self.pacer is not None:
-            self.pacer.wait()
+        self._wait_for_tick()
         state = self._states.newest(timeout_s=self.spec.command_timeout_s)
         if state is None or state.boot != self.info.boot:
             raise UnreachableError(f"no state of {self.spec.name} for {self.spec.command_timeout_s * 1e3:.0f} ms")
         late = self.pacer is not None and self.pacer.overruns > overruns
-        return Stepped(result, state, self._age_ns(state), late)
+        return Stepped(result, state, self._age_ns(state), late, self._round_trip_s)
+
+    def _wait_for_tick(self) -> None:
+        if self.pacer is not None:
+            self.pacer.wait()
+        self._tick_s = time.monotonic()
 
     def image(self, camera: str) -> Array:
         """One RGB image (height, width, 3) uint8 of a camera that the robot server itself renders."""
@@ -194,7 +217,9 @@ class RemoteRobot:
     def _command(self, action: FloatArray, deadline_ns: int) -> CommandResult:
         self._seq += 1
         command = Command(session=self._session, seq=self._seq, deadline_ns=deadline_ns, action=action)
+        sent_s = time.monotonic()
         result = self._request(command)
+        self._round_trip_s = time.monotonic() - sent_s
         if not isinstance(result, CommandResult):
             raise MessageError(f"the robot server answered a command with {type(result).__name__}")
         if result.refusal in _LOST:

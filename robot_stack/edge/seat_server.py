@@ -1,7 +1,8 @@
 """The seat's end of the wire: a thread that answers teleop servers and publishes what they show.
 
-It shares no lock with the control loop for longer than an assignment takes, so a client that hangs or floods costs the
-loop nothing; the quota of the service refuses the flood.
+It shares no lock with the control loop for longer than an assignment takes, and rests after a burst of requests: a
+client that hangs or floods hardly costs the loop anything. Where this thread ends by itself, the seat is closed, and
+the robot stops: nobody could tell it to.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from robot_stack.core.errors import RobotStackError
-from robot_stack.core.messages import Done, Failed, Hello, Ping, Pong
+from robot_stack.core.messages import SCHEMA_VERSION, Done, Failed, Hello, Ping, Pong
 from robot_stack.core.seat import (
     Drive,
     Driven,
@@ -24,10 +25,9 @@ from robot_stack.core.seat import (
     SceneReady,
     SeatReply,
     SeatRequest,
-    SeatTaken,
     TakeSeat,
 )
-from robot_stack.edge.seat import SILENCE_S, Seat
+from robot_stack.edge.seat import Seat
 from robot_stack.transport.keys import KeyStore
 from robot_stack.transport.server import RequestServer
 from robot_stack.transport.services import SERVICES
@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.005
 PUBLISH_EVERY_S = 0.02
+_BURST, _REST_S = 16, 0.01
 _NOT_YOURS = "the seat is not yours (any more); take it again"
 
 OnLabel = Callable[[LabelEpisode], None]
@@ -89,21 +90,24 @@ class SeatServer:
                 self._addresses = (requests.address, states.address)
                 self._ready.set()
                 self._serve(requests, states)
-        except RobotStackError as error:
-            if self._ready.is_set():
-                logger.error("the operator's seat is closed: %s", error)
+        except Exception as error:  # whatever it is: a robot that nobody can hold must not go on
+            logger.exception("the operator's seat is closed")
             self._error = error
+            self._seat.close(f"{type(error).__name__}: {error}; start the edge again")
         finally:
             self._ready.set()
 
     def _serve(self, requests: RequestServer[SeatRequest], states: Publisher) -> None:
-        due_s = 0.0
+        due_s = time.monotonic()
         while not self._end.is_set():
-            for request in requests.poll(POLL_S):
+            asked = requests.poll(min(POLL_S, max(0.0, due_s - time.monotonic())))
+            for request in asked:
                 request.reply(self._answer(request.message))
+            if len(asked) > _BURST:
+                self._end.wait(_REST_S)
             now_s = time.monotonic()
             if now_s >= due_s:
-                due_s = now_s + PUBLISH_EVERY_S
+                due_s = max(due_s + PUBLISH_EVERY_S, now_s)
                 states.send(self._seat.read())
 
     def _answer(self, message: SeatRequest) -> SeatReply:
@@ -111,16 +115,17 @@ class SeatServer:
         match message:
             case Ping():
                 return Pong(stamp_ns=time.monotonic_ns())
+            case Hello() if message.schema_version != SCHEMA_VERSION:
+                text = f"{message.peer} speaks schema version {message.schema_version}, this edge {SCHEMA_VERSION}"
+                return Failed(reason="schema_version", message=f"{text}; install the same release on both")
             case GetSeat() | Hello():
                 return seat.info
             case TakeSeat():
-                refusal = seat.take(message.holder, by_force=message.by_force)
-                if refusal:
-                    return Failed(reason="taken", message=refusal)
-                return SeatTaken(session=seat.lease.session, silence_s=SILENCE_S)
+                taken = seat.take(message.holder, by_force=message.by_force)
+                return Failed(reason="taken", message=taken) if isinstance(taken, str) else taken
             case Drive():
-                refusal = seat.drive(message)
-                return Driven(seq=message.seq, phase=seat.phase, refusal=refusal)
+                refusal, phase = seat.drive(message)
+                return Driven(seq=message.seq, phase=phase, refusal=refusal)
             case KeepSeat():
                 return Done() if seat.keep(message.session) else Failed(reason="no_seat", message=_NOT_YOURS)
             case LeaveSeat():

@@ -26,7 +26,7 @@ from robot_stack.core.messages import (
 )
 from robot_stack.core.specs import STATE, RobotSpec, vector
 from robot_stack.edge.control_loop import ControlLoop, EpisodeId, LoopStep
-from robot_stack.edge.operator import Intervention, Interventions, Rule
+from robot_stack.edge.operator import Intervention, Interventions, Nobody, Rule
 from robot_stack.edge.recorder import Recorder, RecordingId
 from robot_stack.edge.remote_robot import Begun, Stepped
 from robot_stack.edge.scheduler import ChunkScheduler
@@ -90,7 +90,7 @@ class Cart:
         )
 
 
-class Planned:
+class Planned(Nobody):
     """An operator who acts as planned: at these steps with that source; lets go after the steps in `until`."""
 
     def __init__(self, plan: Mapping[int, Source], until: Sequence[int] = (), action: float = -1.0) -> None:
