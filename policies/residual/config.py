@@ -14,11 +14,13 @@ class ResidualConfig(Struct, frozen=True, kw_only=True):
 
     Attributes:
         hidden: widths of the hidden layers.
-        action_scale: largest correction per action element, as a fraction of half the action's range.
+        action_scale: largest correction per action element, as a fraction of half the action's range. No larger than
+            the noise that the warm-up tried (`ExplorationConfig.warmup_noise`): about larger corrections the critics
+            know nothing yet when the actor begins to follow them.
     """
 
     hidden: tuple[int, ...] = (128, 128)
-    action_scale: float = 0.5
+    action_scale: float = 0.2
 
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) < 1:

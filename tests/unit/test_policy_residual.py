@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from policies.common.normalization import Standardizer
-from policies.residual.actor import OBSERVATION_STD, ResidualActor, actor_tensors
+from policies.common.normalization import OBSERVATION_STD, Standardizer
+from policies.residual.actor import ResidualActor, actor_tensors
 from policies.residual.config import ExplorationConfig, ResidualConfig
 from policies.residual.explore import add_noise, warm_up_action
 from policies.residual.runtime import ResidualRuntime
@@ -147,3 +147,8 @@ def test_impossible_settings_are_refused() -> None:
             ResidualConfig(**wrong)
     with pytest.raises(ConfigError):
         ExplorationConfig(sigma=-1.0)
+
+
+def test_no_correction_is_larger_than_what_the_warm_up_tried() -> None:
+    """Where the critics have seen nothing yet, an actor that follows them ruins a working base policy."""
+    assert ResidualConfig().action_scale <= ExplorationConfig().warmup_noise

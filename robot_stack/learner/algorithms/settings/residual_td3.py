@@ -24,10 +24,10 @@ class ResidualTd3Config(Struct, frozen=True, kw_only=True):
         max_gradient_norm: gradients are scaled down to it.
     """
 
-    critics: int = 2
+    critics: int = 5
     critic_hidden: tuple[int, ...] = (128, 128)
     critic_lr: float = 3e-4
-    actor_lr: float = 1e-4
+    actor_lr: float = 3e-4
     polyak: float = 0.005
     target_noise: float = 0.05
     target_noise_clip: float = 0.1
@@ -48,7 +48,9 @@ class ResidualTd3Settings(ResidualSettings, frozen=True, kw_only=True, tag_field
     """Residual off-policy RL: actor, updates, exploration, replay."""
 
     module: ClassVar[str] = "residual_td3"
+    reads_images: ClassVar[bool] = True
 
+    n_step: int = 5
     update: ResidualTd3Config = ResidualTd3Config()
 
     def warmup_updates(self) -> int:
