@@ -3,8 +3,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := sim,gymnasium,ros,franka,g1,realsense,fast,vla,dev
-APT_PACKAGES := cyclonedds-dev gcc libegl1 libgl1 libgles2 libosmesa6 libusb-1.0-0 linux-libc-dev python3-dev python3-venv
+EXTRAS := sim,gymnasium,ros,franka,g1,realsense,fast,vla,cluster,gui,dev
+APT_PACKAGES := chromium chromium-driver cyclonedds-dev gcc libegl1 libgl1 libgles2 libosmesa6 libusb-1.0-0 linux-libc-dev python3-dev python3-venv
 
 .PHONY: demo test check bench setup system clean lerobot-env
 
@@ -23,7 +23,7 @@ check: setup
 bench: setup
 	@for name in simulation storage buffer wire weights faults safety g1_dds cameras control_loop \
 			inference chunking inference_load language steering lerobot_inference \
-			lerobot_updates learning corrections rewards closed_loop; do \
+			lerobot_updates learning corrections rewards reset_free image_rl closed_loop; do \
 		echo "== $$name"; $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
 
 setup: system $(VENV)/.installed

@@ -2,7 +2,12 @@
 
 The wall stands at 0 <= x <= `THICKNESS`; its gate lies at a height that differs from episode to episode and is
 observed. The point moves by its action and a disturbance. The wall is sticky: a move into it does not happen at all, so
-a policy that is a little beside the gate pushes on until the time is out. Beyond the wall lies the goal.
+a policy that is a little beside the gate pushes on until the time is out. Behind the wall it
+has succeeded.
+
+On a smooth wall it is enough to leave the wall and move along it, and what is observed tells where to. A rough wall
+has a post on either side of the gate. How far the posts reach out is not observed, but people see it: close to the wall
+the same observation calls for different moves, farther away it does not. So it is with contact on real robots.
 """
 
 from __future__ import annotations
@@ -17,16 +22,19 @@ from numpy.typing import NDArray
 from robot_stack.core.messages import FloatArray, Observation, Source, Step, Verdict
 from robot_stack.core.specs import STATE, PolicySpec, vector
 
-MAX_STEPS = 80
+MAX_STEPS = 120
+"""About four times what a demonstration takes: there is room to try again."""
 SPEED = 0.06
 """Longest move of one step along each axis."""
 THICKNESS = 0.1
 HALF_WIDTH = 0.04
 DISTURBANCE = 0.008
-GOAL = np.array((0.8, 0.0))
-GOAL_RADIUS = 0.08
-STAGING_X = -0.25
-"""Where demonstrations line up with the gate."""
+STAGING_X, FREE_X = -0.25, -0.18
+"""Where demonstrations line up with the gate, and up to where they move along the wall: no post reaches so far."""
+POST_APART = (0.07, 0.12)
+POST_REACH = (0.02, 0.15)
+POST_HALF_WIDTH = 0.015
+CLEAR_OF_POST = 0.03
 PAST_X = THICKNESS + 0.05
 STUCK_STEPS = 3
 """A person takes over after so many moves into the wall, one after the other."""
@@ -49,38 +57,42 @@ def policy_spec() -> PolicySpec:
 class World:
     """One episode; everything random comes from its seed."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, rough: bool = False) -> None:
         self._rng = np.random.default_rng([seed, 17])
         self.place: Point = np.array((self._rng.uniform(-0.9, -0.7), self._rng.uniform(-0.6, 0.6)))
         self.gate = float(self._rng.uniform(-0.5, 0.5))
+        apart, reach = self._rng.uniform(*POST_APART), self._rng.uniform(*POST_REACH)
+        self.reach = reach if rough else 0.0
+        self._posts = (self.gate - apart, self.gate + apart) if rough else ()
         self.stuck = 0
         self.index = 0
 
     @property
     def success(self) -> bool:
-        return bool(np.linalg.norm(self.place - GOAL) < GOAL_RADIUS)
+        return bool(self.place[0] > PAST_X)
 
     @property
-    def past_the_wall(self) -> bool:
-        return bool(self.place[0] > PAST_X)
+    def in_the_gate(self) -> bool:
+        return bool(self.place[0] > 0.0)
 
     def observe(self) -> FloatArray:
         return np.array((*self.place, self.gate), np.float32)
 
     def move(self, action: FloatArray) -> None:
         wanted = self.place + np.clip(action, -SPEED, SPEED) + self._rng.normal(0.0, DISTURBANCE, 2)
-        blocked = _hits_the_wall(self.place, wanted, self.gate)
+        blocked = self._hits(wanted)
         self.place = self.place if blocked else np.clip(wanted, -1.0, 1.0)
         self.stuck = self.stuck + 1 if blocked else 0
         self.index += 1
 
-
-def _hits_the_wall(before: Point, after: Point, gate: float) -> bool:
-    for share in np.linspace(0.25, 1.0, 4):
-        x, y = before + share * (after - before)
-        if 0.0 <= x <= THICKNESS and abs(y - gate) > HALF_WIDTH:
-            return True
-    return False
+    def _hits(self, after: Point) -> bool:
+        for share in np.linspace(0.25, 1.0, 4):
+            x, y = self.place + share * (after - self.place)
+            if 0.0 <= x <= THICKNESS and abs(y - self.gate) > HALF_WIDTH:
+                return True
+            if -self.reach <= x <= 0.0 and any(abs(y - post) < POST_HALF_WIDTH for post in self._posts):
+                return True
+        return False
 
 
 class Helper(Protocol):
@@ -89,77 +101,64 @@ class Helper(Protocol):
     def act(self, world: World) -> tuple[FloatArray, Source] | None:
         """The action and who chose it; None: the policy acts."""
 
-    def ends(self, world: World) -> bool:
-        """Whether the episode ends here, after the move."""
-
 
 class Demonstrator:
     """Shows the whole task."""
 
     def act(self, world: World) -> tuple[FloatArray, Source] | None:
-        return way(world, STAGING_X), Source.EXPERT
-
-    def ends(self, world: World) -> bool:
-        return False
+        return way(world, FREE_X), Source.EXPERT
 
 
 @dataclass
 class Corrector:
-    """HG-DAgger: as soon as the policy is stuck, gets it through the gate from where it is, and hands back behind."""
+    """HG-DAgger: as soon as the policy is stuck, gets it off the wall and around the post, as far as it takes and no
+    farther, and hands back in the gate."""
 
     driving: bool = False
 
     def act(self, world: World) -> tuple[FloatArray, Source] | None:
-        if self.driving and world.past_the_wall:
+        if self.driving and world.in_the_gate:
             self.driving = False
         self.driving = self.driving or needs_help(world)
-        return (way(world, -0.05), Source.HUMAN_CORRECTION) if self.driving else None
-
-    def ends(self, world: World) -> bool:
-        return False
+        clear_x = -world.reach - CLEAR_OF_POST
+        return (way(world, clear_x), Source.HUMAN_CORRECTION) if self.driving else None
 
 
 @dataclass
 class Recoverer:
-    """RaC: takes over at the same moment, first drives back to where demonstrations line up, then corrects. The episode
-    ends with that."""
+    """RaC: takes over at the same moment, first backs off to where demonstrations line up, then corrects, to the end of
+    the episode."""
 
     driving: bool = False
+    backed_off: bool = False
     recovered: bool = False
 
     def act(self, world: World) -> tuple[FloatArray, Source] | None:
         self.driving = self.driving or needs_help(world)
         if not self.driving:
             return None
-        self.recovered = self.recovered or bool(np.linalg.norm(_staging(world, STAGING_X) - world.place) < 0.03)
+        self.recovered = self.recovered or (self.backed_off and bool(world.place[0] < STAGING_X + 0.02))
+        self.backed_off = True
         if self.recovered:
-            return way(world, STAGING_X), Source.HUMAN_CORRECTION
-        return _toward(world, _staging(world, STAGING_X)), Source.HUMAN_RECOVERY
-
-    def ends(self, world: World) -> bool:
-        return self.driving and world.past_the_wall
+            return way(world, FREE_X), Source.HUMAN_CORRECTION
+        return _toward(world, np.array((STAGING_X, world.place[1]))), Source.HUMAN_RECOVERY
 
 
 def needs_help(world: World) -> bool:
     """Stuck at the wall, or half of the time is over and the wall is still ahead."""
-    late = world.index >= MAX_STEPS // 2 and not world.past_the_wall
+    late = world.index >= MAX_STEPS // 2 and not world.in_the_gate
     return world.stuck >= STUCK_STEPS or late
 
 
-def way(world: World, staging_x: float) -> FloatArray:
-    """A person's next move: to the line before the gate, through it, to the goal."""
-    x, beside = world.place[0], abs(world.place[1] - world.gate)
-    if x > PAST_X:
-        return _toward(world, GOAL)
+def way(world: World, clear_x: float) -> FloatArray:
+    """A person's next move: to the line before the gate and through it. Nearer to the wall than `clear_x` it goes
+    straight back before it moves along the wall."""
+    (x, y), beside = world.place, abs(world.place[1] - world.gate)
     if beside < 0.5 * HALF_WIDTH or (x > -0.02 and beside < HALF_WIDTH):
         return _toward(world, np.array((PAST_X + 0.1, world.gate)))
-    if x > staging_x + 0.02 and staging_x < -0.1 and x < -0.1:
-        return _toward(world, np.array((x, world.gate)))  # lined up late: wait and line up
-    return _toward(world, _staging(world, staging_x))
-
-
-def _staging(world: World, x: float) -> Point:
-    return np.array((x, world.gate))
+    if x > clear_x:
+        return _toward(world, np.array((clear_x - CLEAR_OF_POST, y)))
+    return _toward(world, np.array((max(x, STAGING_X), world.gate)))
 
 
 def _toward(world: World, target: Point) -> FloatArray:
@@ -229,13 +228,18 @@ class Episode:
         world.move(action)
         if driven is not None:
             self.chunk = None  # after a hand-over the policy looks anew
-        over = self.helper is not None and self.helper.ends(world)
-        self.ended = world.success or over or world.index >= MAX_STEPS
+        self.ended = world.success or world.index >= MAX_STEPS
 
 
-def run(policy: BatchPolicy | None, seeds: Sequence[int], make_helper: Callable[[], Helper] | None) -> list[Episode]:
+def run(
+    policy: BatchPolicy | None,
+    seeds: Sequence[int],
+    make_helper: Callable[[], Helper] | None,
+    *,
+    rough: bool = False,
+) -> list[Episode]:
     """One episode for every seed, side by side: one batched prediction serves all that need a chunk."""
-    episodes = [Episode(seed, World(seed), make_helper() if make_helper else None) for seed in seeds]
+    episodes = [Episode(seed, World(seed, rough=rough), make_helper() if make_helper else None) for seed in seeds]
     while going := [episode for episode in episodes if not episode.ended]:
         waiting = [episode for episode in going if policy is not None and episode.needs_chunk()]
         if waiting and policy is not None:
@@ -247,8 +251,8 @@ def run(policy: BatchPolicy | None, seeds: Sequence[int], make_helper: Callable[
     return episodes
 
 
-def steps_of(episode: Episode, number: int, first_seq: int, version: int) -> Iterator[Step]:
-    """The episode as the edge would have recorded it."""
+def steps_of(episode: Episode) -> Iterator[Step]:
+    """The episode as the edge would have recorded it, in a session of its own."""
     segment, last = 0, len(episode.sources) - 1
     for i, source in enumerate(episode.sources):
         segment += i > 0 and source is not episode.sources[i - 1]
@@ -257,9 +261,9 @@ def steps_of(episode: Episode, number: int, first_seq: int, version: int) -> Ite
             run="corrections",
             robot="point",
             task="gate",
-            session="session",
-            seq=first_seq + i,
-            episode=number,
+            session=f"{episode.seed}",
+            seq=i,
+            episode=0,
             episode_seed=episode.seed,
             segment=segment,
             index=i,
@@ -271,7 +275,7 @@ def steps_of(episode: Episode, number: int, first_seq: int, version: int) -> Ite
             verdict=Verdict.ACCEPTED,
             refusal=None,
             source=source,
-            weights_version=version,
+            weights_version=0,
             reward=float(ended and episode.success),
             success=ended and episode.success,
             terminated=ended and episode.success,

@@ -2,165 +2,207 @@
 
 Everything goes the way of a real run: steps lie in a step store, the trainer reads them from there, the curator of the
 rule decides what is learned from, the algorithm fine-tunes, its published weights act in the next round. Every round
-trains anew from the base policy, with the same number of updates for every way, so that the data alone differ.
+trains anew from the base policy on all the data there are, with the same number of updates for every way, so that the
+data alone differ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 from msgspec import Struct
 
-from benchmarks.corrections import gate
+from benchmarks.corrections.worlds import (
+    FIRST_DEMONSTRATION,
+    FIRST_PRACTICE,
+    FIRST_TEST,
+    SEEDS_APART,
+    TEACHERS,
+    Plan,
+    World,
+)
+from hardware.sim.operators import Mode
+from policies.common.features import flatten, vector_length
 from policies.common.normalization import fit_standardizer
-from policies.flow.config import ExpertConfig
-from policies.generative.config import FlowPath, SolverConfig
 from policies.generative.policy import GenerativePolicy
-from robot_stack.buffer.replay import Replay, ReplayConfig, Stratum
+from robot_stack.apps.learner import relabelled
+from robot_stack.apps.train import demonstration_arrays
+from robot_stack.buffer.images import ImageCodec
+from robot_stack.buffer.replay import Replay, ReplayConfig
 from robot_stack.buffer.store import StepStore
-from robot_stack.core.codec import pack
-from robot_stack.core.specs import STATE
+from robot_stack.core.messages import HUMAN_SOURCES, Source, Step
+from robot_stack.edge.outbox import pack_step
 from robot_stack.learner.algorithms.base import Ingredients, build_chunk_policy, build_recipe
 from robot_stack.learner.algorithms.settings.imitation import FineTuningConfig, ImitationSettings, RuleName
 from robot_stack.learner.curation import Place
 from robot_stack.learner.imitation import train
-from robot_stack.learner.imitation_config import ImitationConfig
-from robot_stack.learner.imitation_data import DemonstrationArrays
-from robot_stack.learner.trainer import Trainer, TrainerSettings, replay_step
+from robot_stack.learner.trainer import Trainer, TrainerSettings
 
-FIRST_DEMONSTRATION, FIRST_PRACTICE, FIRST_TEST = 1_000_000, 2_000_000, 3_000_000
-SEEDS_APART = 100_000
 MOST_EPISODES = 300
 """Of one round: a policy that hardly fails gives an operator nothing to do."""
-TOGETHER = 25
+AT_ONCE = 20
+MORE_DEMONSTRATIONS = SEEDS_APART // 2
+"""Seeds of the further demonstrations begin here, behind those of the base policy."""
 
 Report = Callable[[str], None]
 
 
 class Way(Struct, frozen=True):
-    """How the operator spends the time, and the rule by which the learner takes it in. `helper` None: not at all."""
+    """How the operator spends the time, and the rule by which the learner takes it in. `mode` None: not at all."""
 
     name: str
     rule: RuleName
-    helper: Callable[[], gate.Helper] | None
+    mode: Mode | None
 
 
 WAYS = (
     Way("more_training", "bc", None),
-    Way("rac", "rac", gate.Recoverer),
-    Way("hg_dagger", "hg_dagger", gate.Corrector),
-    Way("demonstrations", "bc", gate.Demonstrator),
+    Way("rac", "rac", "rac"),
+    Way("hg_dagger", "hg_dagger", "hg_dagger"),
+    Way("demonstrations", "bc", "full_demonstrations"),
 )
 """`more_training` is the control: as many updates on the base policy's demonstrations and nothing else, one round."""
 
 
-class Plan(Struct, frozen=True, kw_only=True):
-    """Sizes of the study. `budget`: operator steps of one round. `base_steps`, `updates`: gradient steps."""
-
-    rounds: int
-    budget: int
-    demonstrations: int
-    base_steps: int
-    updates: int
-    test_episodes: int
-    lr: float = 5e-4
-    batch_size: int = 64
-
-
 class Point(Struct, frozen=True, kw_only=True):
-    """After one round. `recoveries`: recovery segments learned from; `shares`: of a batch, by kind of data."""
+    """After one round.
 
+    Attributes:
+        episodes, operator_steps, interventions: of practice, so far.
+        alone, alone_won: episodes of practice so far without an intervention, and those of them that succeeded.
+        recovery_steps, correction_steps: of the operator, so far.
+        recoveries: recovery segments learned from.
+        outcomes: steps to success of every test episode, 0 where it failed.
+        shares: of a batch, by kind of data.
+    """
+
+    world: str
     way: str
     seed: int
     round: int
-    episodes: int
-    operator_steps: int
-    interventions: int
-    recoveries: int
-    successes: int
-    n: int
-    shares: dict[str, float]
+    outcomes: tuple[int, ...]
+    episodes: int = 0
+    operator_steps: int = 0
+    interventions: int = 0
+    alone: int = 0
+    alone_won: int = 0
+    recovery_steps: int = 0
+    correction_steps: int = 0
+    recoveries: int = 0
+    shares: dict[str, float] = {}
+
+    @property
+    def successes(self) -> int:
+        return sum(steps > 0 for steps in self.outcomes)
+
+    def successes_within(self, steps: int) -> int:
+        """Test episodes that succeeded within so many steps."""
+        return sum(0 < needed <= steps for needed in self.outcomes)
 
 
-def train_base(plan: Plan, seed: int) -> tuple[GenerativePolicy, list[gate.Episode]]:
-    """A small flow policy, and the demonstrations that it was trained on."""
-    first = FIRST_DEMONSTRATION + seed * SEEDS_APART
-    shown = gate.run(None, range(first, first + plan.demonstrations), gate.Demonstrator)
-    data = DemonstrationArrays(
-        vector=np.concatenate([np.stack(episode.observations) for episode in shown]),
-        action=np.concatenate([np.stack(episode.actions) for episode in shown]).astype(np.float32),
-        episode_ends=np.cumsum([len(episode.sources) for episode in shown]),
-    )
-    config = ImitationConfig(
-        net=ExpertConfig(embed_dim=32, layers=2, heads=2),
-        process=FlowPath(),
-        solver=SolverConfig(kind="euler", steps=5),
-        steps=plan.base_steps,
-        batch_size=plan.batch_size,
-        lr=1e-3,
-        device="cpu",
-        seed=seed,
-    )
-    return train(data, gate.policy_spec(), config), shown
+def train_base(world: World, plan: Plan, seed: int) -> tuple[GenerativePolicy, list[list[Step]]]:
+    """A small policy, and the demonstrations that it was trained on."""
+    shown = _successful(world.demonstrations(_seeds(FIRST_DEMONSTRATION, seed, MORE_DEMONSTRATIONS)), plan)
+    policy = train(demonstration_arrays(shown, world.spec), world.spec, world.base_training(plan, seed))
+    return policy, shown
 
 
-def successes(policy: GenerativePolicy, plan: Plan, seed: int) -> int:
-    """Test episodes that succeed; their seeds are used for nothing else."""
-    first = FIRST_TEST + seed * SEEDS_APART
-    return sum(one.success for one in gate.run(policy, range(first, first + plan.test_episodes), None))
+def _successful(episodes: Iterator[list[Step]], plan: Plan) -> list[list[Step]]:
+    found: list[list[Step]] = []
+    while len(found) < plan.demonstrations:
+        episode = next(episodes)
+        if episode[-1].success:
+            found.append(episode)
+    return found
+
+
+def test(world: World, policy: GenerativePolicy, seed: int, episodes: int) -> tuple[int, ...]:
+    """Outcomes on seeds that are used for nothing else."""
+    return tuple(world.test(policy, _seeds(FIRST_TEST, seed, episodes)))
+
+
+def _seeds(first: int, seed: int, number: int) -> range:
+    return range(first + seed * SEEDS_APART, first + seed * SEEDS_APART + number)
+
+
+class Tally:
+    """What happened in practice so far."""
+
+    def __init__(self) -> None:
+        self.episodes = self.operator_steps = self.interventions = self.alone = self.alone_won = 0
+        self.recovery_steps = self.correction_steps = 0
+
+    def add(self, episode: Sequence[Step]) -> None:
+        driven = [step.source in TEACHERS for step in episode]
+        self.episodes += 1
+        self.operator_steps += sum(driven)
+        self.interventions += sum(
+            step.source in HUMAN_SOURCES and not before for step, before in zip(episode, [False, *driven], strict=False)
+        )
+        self.alone += not any(driven)
+        self.alone_won += not any(driven) and episode[-1].success
+        self.recovery_steps += sum(step.source is Source.HUMAN_RECOVERY for step in episode)
+        self.correction_steps += sum(step.source is Source.HUMAN_CORRECTION for step in episode)
 
 
 class Rounds:
     """One way, one seed."""
 
-    def __init__(self, plan: Plan, way: Way, seed: int, base: GenerativePolicy, shown: list[gate.Episode]) -> None:
-        self._plan, self._way, self._seed = plan, way, seed
+    def __init__(
+        self, world: World, plan: Plan, way: Way, seed: int, base: GenerativePolicy, shown: list[list[Step]]
+    ) -> None:
+        self._world, self._plan, self._way, self._seed = world, plan, way, seed
         self._base, self._shown = base, shown
         self._policy = base
-        self._episodes = self._steps = self._operator_steps = self._interventions = 0
-        self._next_seed = FIRST_PRACTICE + seed * SEEDS_APART
+        self._tally = Tally()
+        first = FIRST_DEMONSTRATION + MORE_DEMONSTRATIONS if way.mode == "full_demonstrations" else FIRST_PRACTICE
+        self._next_seed = first + seed * SEEDS_APART
 
     def run(self, store: StepStore, report: Report) -> list[Point]:
         """All rounds, in a store that is empty."""
         points = []
-        for number in range(1, (self._plan.rounds if self._way.helper else 1) + 1):
+        rounds = self._plan.rounds if self._way.mode else 1
+        for number in range(1, rounds + 1):
             self._collect(store, number)
             metrics = self._train(store, number)
-            point = Point(
-                way=self._way.name,
-                seed=self._seed,
-                round=number,
-                episodes=self._episodes,
-                operator_steps=self._operator_steps,
-                interventions=self._interventions,
-                recoveries=int(metrics["segments_recovery"]),
-                successes=successes(self._policy, self._plan, self._seed),
-                n=self._plan.test_episodes,
-                shares={name[6:]: share for name, share in metrics.items() if name.startswith("share_")},
-            )
-            points.append(point)
-            report(f"{point.way} seed {point.seed} round {number}: {point.successes}/{point.n}")
+            episodes = self._plan.last_episodes if number == rounds else self._plan.test_episodes
+            points.append(self._point(number, metrics, test(self._world, self._policy, self._seed, episodes)))
+            report(f"{self._way.name} seed {self._seed} round {number}: {points[-1].successes}/{episodes}")
         return points
+
+    def _point(self, number: int, metrics: dict[str, float], outcomes: tuple[int, ...]) -> Point:
+        tally = self._tally
+        return Point(
+            world=self._world.name,
+            way=self._way.name,
+            seed=self._seed,
+            round=number,
+            outcomes=outcomes,
+            episodes=tally.episodes,
+            operator_steps=tally.operator_steps,
+            interventions=tally.interventions,
+            alone=tally.alone,
+            alone_won=tally.alone_won,
+            recovery_steps=tally.recovery_steps,
+            correction_steps=tally.correction_steps,
+            recoveries=int(metrics["segments_recovery"]),
+            shares={name[6:]: share for name, share in metrics.items() if name.startswith("share_")},
+        )
 
     def _collect(self, store: StepStore, number: int) -> None:
         """Episodes until the operator has worked as many steps as all rounds up to this one allow."""
-        helper, wanted = self._way.helper, number * self._plan.budget
-        last = self._episodes + (MOST_EPISODES if helper else 1)
-        policy = None if helper is gate.Demonstrator else self._policy
-        while self._operator_steps < wanted and self._episodes < last:
-            seeds = range(self._next_seed, self._next_seed + TOGETHER)
-            for episode in gate.run(policy, seeds, helper):
-                if self._operator_steps >= wanted or self._episodes >= last:
-                    break
-                steps = gate.steps_of(episode, self._episodes, self._steps, self._policy.version)
-                self._steps += len(episode.sources)
-                store.append([pack(step) for step in steps])
-                self._episodes += 1
-                self._operator_steps += episode.operator_steps
-                self._interventions += episode.interventions
-                self._next_seed = episode.seed + 1
+        mode, wanted = self._way.mode, number * self._plan.budget
+        last = self._tally.episodes + (MOST_EPISODES if mode else 1)
+        for first in count(self._next_seed, AT_ONCE):
+            for episode in self._world.practice(self._policy, mode, range(first, first + AT_ONCE)):
+                store.append([pack_step(step, ImageCodec.RAW) for step in episode])
+                self._tally.add(episode)
+                self._next_seed = episode[0].episode_seed + 1
+                if self._tally.operator_steps >= (wanted if mode else 0) or self._tally.episodes >= last:
+                    return
 
     def _train(self, store: StepStore, version: int) -> dict[str, float]:
         settings = settings_of(self._plan, self._way.rule)
@@ -168,7 +210,8 @@ class Rounds:
         while trainer.advance():
             pass
         trainer.conclude()
-        self._policy = build_chunk_policy(settings, self._base, version, trainer.published)  # type: ignore[assignment]
+        policy = build_chunk_policy(settings, self._base, version, trainer.published)
+        self._policy = policy  # type: ignore[assignment]
         return trainer.metrics
 
 
@@ -180,14 +223,13 @@ def make_trainer(
     settings: ImitationSettings,
     updates: int,
     base: GenerativePolicy,
-    shown: list[gate.Episode],
+    shown: list[list[Step]],
     store: StepStore,
     seed: int,
 ) -> Trainer:
     """The learner's trainer, which makes so many updates once it has read what is in the store."""
     observation = base.spec.observation
-    recorded = [step for number, one in enumerate(shown) for step in gate.steps_of(one, number, 0, 0)]
-    vectors = np.stack([step.observation[STATE] for step in recorded])
+    vectors = np.stack([flatten(step.observation, observation) for episode in shown for step in episode])
     ingredients = Ingredients(
         action=base.spec.action,
         observation=observation,
@@ -196,10 +238,11 @@ def make_trainer(
         seed=seed,
     )
     recipe = build_recipe(settings, ingredients)
-    steps = len(store)
-    replays = {place: _replay(len(recorded) + steps, vectors.shape[1], recipe.lookahead) for place in Place}
-    for index, step in enumerate(recorded):
-        replays[Place.DEMONSTRATIONS].add(replay_step(step, index, observation, Stratum.DEMONSTRATION))
+    steps, sizes = len(store), (vector_length(observation), base.spec.action.shape[0])
+    replays = {place: Replay(ReplayConfig(len(vectors) + steps, *sizes, lookahead=recipe.lookahead)) for place in Place}
+    for episode in shown:
+        for step in relabelled(episode, base, base.spec.horizon, base.spec, intended=True):
+            replays[Place.DEMONSTRATIONS].add(step)
     numbers = TrainerSettings(
         target_steps=steps,
         start_after_steps=steps,
@@ -213,19 +256,16 @@ def make_trainer(
     return Trainer(numbers, recipe, store, replays, observation, seed)
 
 
-def _replay(capacity: int, width: int, lookahead: int) -> Replay:
-    return Replay(ReplayConfig(capacity, width, 2, lookahead=lookahead))
-
-
 def run_way(
+    world: World,
     plan: Plan,
     way: Way,
     seed: int,
     base: GenerativePolicy,
-    shown: list[gate.Episode],
+    shown: list[list[Step]],
     folder: Path,
     report: Report,
 ) -> list[Point]:
     """All rounds of a way, in a step store in an empty folder."""
     with StepStore(folder, durability="process") as store:
-        return Rounds(plan, way, seed, base, shown).run(store, report)
+        return Rounds(world, plan, way, seed, base, shown).run(store, report)

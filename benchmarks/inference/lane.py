@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from robot_stack.core.clock import ManualClock, s_to_ns
+from robot_stack.core.direction import Direction
 from robot_stack.core.errors import RobotError
 from robot_stack.core.messages import (
     Command,
@@ -17,6 +18,7 @@ from robot_stack.core.messages import (
 )
 from robot_stack.core.protocols import SimulatedRobot
 from robot_stack.safety.guard import RobotGuard
+from robot_stack.safety.settling import settle
 
 SESSION = "benchmark"
 NO_DEADLINE_NS = 2**62
@@ -71,6 +73,13 @@ class Lane:
         """Begin the episode of this seed."""
         self._armed()
         self.guard.reset(seed)
+        self.seed, self.index, self.past = seed, 0, ()
+        self.state = self.guard.state()
+
+    def begin_here(self, seed: int, direction: Direction) -> None:
+        """Begin an episode in that direction where scene and robot are, at rest."""
+        settle(self.guard, self._tick, self._tick_s)
+        self.guard.begin_here(seed, direction)
         self.seed, self.index, self.past = seed, 0, ()
         self.state = self.guard.state()
 

@@ -11,24 +11,9 @@ from matplotlib.figure import Figure
 
 from benchmarks.inference.figures import Row
 from benchmarks.inference.report import Report
+from benchmarks.plot_style import COLOURS, INK, MUTED, STYLE
 
-INK, MUTED, GRID = "#1f2933", "#66788a", "#e4e9ee"
-COLOURS = ("#3b6fb6", "#c8791b", "#128a7e", "#8a3b6f")
 MARKERS = {"eager": "o", "onnx": "s", "compiled": "D"}
-_STYLE = mpl.RcParams(
-    {
-        "font.size": 10,
-        "axes.edgecolor": MUTED,
-        "axes.labelcolor": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": GRID,
-        "text.color": INK,
-        "legend.frameon": False,
-    }
-)
 
 
 def draw_front(report: Report, path: Path) -> None:
@@ -38,7 +23,7 @@ def draw_front(report: Report, path: Path) -> None:
     """
     tasks = sorted(report.front)
     families = list(dict.fromkeys(row.family for row in report.rows))
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8.0, 4.6 * len(tasks)), layout="constrained")
         panels = figure.subplots(len(tasks), 1, squeeze=False)[:, 0]
         for axes, task in zip(panels, tasks, strict=True):

@@ -2,7 +2,7 @@
 
     python -m benchmarks.learning [--tasks A,B] [--algorithms X,Y] [--seeds K] [--steps N] [--workers W] [--quick]
 
-run: for each task and seed demonstrations and a base policy, then practice with every algorithm; `bc` is the base
+run: for each task and seed demonstrations and a base policy, then practice with every algorithm; `base` is the base
 policy alone. Everything is kept in the work folder and goes on where it was. report: the seeds of all finished
 evaluations pooled into `benchmarks/results/learning-<task>.json`, drawn in `docs/images/learning-<task>.png`, and as a
 table in `docs/learning.md`. The last line is one JSON object.

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from policies.generative.policy import GenerativePolicy
-from robot_stack.apps.actors import FixedCorrector, Improved, chunk_builder, step_builder
+from robot_stack.apps.actors import Improved, chunk_builder, improved, no_actor, step_builder
 from robot_stack.apps.build import step_spec
 from robot_stack.apps.edge import Exploring
 from robot_stack.apps.layout import RunLayout
 from robot_stack.config.schema import StackConfig
-from robot_stack.core.errors import ConfigError
 from robot_stack.core.messages import ActionChunk, Array, FloatArray, Observation
 from robot_stack.core.protocols import Policy
 from robot_stack.core.specs import PolicySpec
@@ -20,7 +20,6 @@ from robot_stack.edge.canary import Canary
 from robot_stack.edge.control_loop import Corrector, NoCorrection
 from robot_stack.edge.live_policy import LivePolicy, PolicyCanary
 from robot_stack.edge.weights import LiveResidual, WeightInbox
-from robot_stack.learner.algorithms.settings import AlgorithmSettings
 from robot_stack.learner.algorithms.settings.gaussian import GaussianSettings
 
 # Two publications may differ by anything inside the bounds: there is nobody here who could be hurt, and what a canary
@@ -62,20 +61,11 @@ def live(config: StackConfig, base: GenerativePolicy, inbox: WeightInbox) -> tup
         return (Idle(base.spec) if alone else base), exploring
     if build_chunks is not None:
         return LivePolicy(base, inbox, build_chunks, PolicyCanary(_ANY_CHANGE)), NoCorrection()
-    raise _no_actor(settings)
+    raise no_actor(settings)
 
 
 def acting_now(config: StackConfig, base: GenerativePolicy, version: int, tensors: Mapping[str, Array]) -> Improved:
-    """The deterministic policy of published tensors."""
+    """The deterministic policy of published tensors. For Gaussian actors no base policy computes."""
     settings, spec = config.algorithm, step_spec(config, RunLayout.of(config).robot_spec())
-    build_step, build_chunks = step_builder(settings, spec), chunk_builder(settings, base)
-    if build_step is not None:
-        proposes = Idle(base.spec) if isinstance(settings, GaussianSettings) else base
-        return Improved(version, proposes, FixedCorrector(build_step(version, tensors)))
-    if build_chunks is not None:
-        return Improved(version, build_chunks(version, tensors), NoCorrection())
-    raise _no_actor(settings)
-
-
-def _no_actor(settings: AlgorithmSettings) -> ConfigError:
-    return ConfigError(f"nothing acts on the weights of algorithm '{settings.module}'; see docs/add-an-algorithm.md")
+    acting = improved(settings, base, spec, version, tensors)
+    return replace(acting, policy=Idle(base.spec)) if isinstance(settings, GaussianSettings) else acting

@@ -9,34 +9,16 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.inference.plots import GRID, INK, MUTED
 from benchmarks.learning.report import Curve, Pooled, Report
+from benchmarks.plot_style import COLOURS, MUTED, STYLE
 
-COLOURS = (
-    *("#3b6fb6", "#c8791b", "#128a7e", "#8a3b6f", "#5b7f1f", "#b33a3a", "#6a5acd", "#7a5a3a", "#2aa1c0", "#999933"),
-    *("#d9679a", "#444444"),
-)
 LINES = ("-", "--", ":")
-_STYLE = mpl.RcParams(
-    {
-        "font.size": 10,
-        "axes.edgecolor": MUTED,
-        "axes.labelcolor": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": GRID,
-        "text.color": INK,
-        "legend.frameon": False,
-    }
-)
 
 
 def draw(report: Report, path: Path) -> None:
     """Two panels: over environment steps, and over the median CPU time of practice and learning; bands are the pooled
     intervals."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10.0, 4.6), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         _draw_curves(left, report, lambda point: point.env_steps)

@@ -28,14 +28,13 @@ from robot_stack.buffer.images import ImageCodec
 from robot_stack.buffer.store import StepStore
 from robot_stack.config.schema import StackConfig
 from robot_stack.core.errors import RobotError
-from robot_stack.core.messages import Step
+from robot_stack.core.messages import HUMAN_SOURCES, Step
 from robot_stack.edge.control_loop import ControlLoop, EpisodeId, NoCorrection
 from robot_stack.edge.outbox import pack_step
 from robot_stack.edge.recorder import Recorder, RecordingId
 from robot_stack.edge.scheduler import ChunkScheduler
 from robot_stack.edge.weights import WeightInbox
 from robot_stack.learner.checkpoint import CheckpointStore
-from robot_stack.learner.curation import HUMAN
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +149,7 @@ class Practice:
 
     def _count(self, step: Step) -> None:
         self._episodes = max(self._episodes, step.episode + 1)
-        self._human_steps += step.source in HUMAN
+        self._human_steps += step.source in HUMAN_SOURCES
 
     def _learn(self) -> None:
         """All that is owed for the recorded steps, and the weights that were published to the edge."""

@@ -7,6 +7,7 @@ from types import TracebackType
 from msgspec import structs
 
 from benchmarks.inference.lane import Lane
+from robot_stack.core.direction import Direction
 from robot_stack.core.errors import CommandRefusedError
 from robot_stack.core.messages import FloatArray, Refusal, RobotState
 from robot_stack.core.protocols import SimulatedRobot
@@ -46,6 +47,11 @@ class LocalRobot:
     def reset(self, seed: int) -> Begun:
         """Begin an episode; the first state of it."""
         self._lane.reset(seed)
+        return Begun(self._state(), 0)
+
+    def begin_here(self, seed: int, direction: Direction) -> Begun:
+        """Begin an episode in that direction from the present scene and pose; the first state of it."""
+        self._lane.begin_here(seed, direction)
         return Begun(self._state(), 0)
 
     def step(self, action: FloatArray) -> Stepped:

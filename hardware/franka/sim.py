@@ -24,9 +24,10 @@ from hardware.franka.embodiment import (
 )
 from hardware.franka.model import HAND, READY_RAD, TCP_Z_IN_HAND_M, FrankaModel, build_franka
 from hardware.sim.rendering import CameraConfig, mujoco
-from hardware.sim.task import TOOL_SITE, InstructedTask, Task
+from hardware.sim.task import TOOL_SITE, InstructedTask, ReversibleTask, Task
 from hardware.sim.world import World
 from robot_stack.core.clock import Clock, MonotonicClock
+from robot_stack.core.direction import Direction
 from robot_stack.core.errors import RobotError
 from robot_stack.core.messages import Array, Features, FloatArray, TaskStatus
 from robot_stack.core.protocols import Reading, RobotGeometry, Setpoint, SetpointLimits, SimulatedRobot
@@ -143,6 +144,18 @@ class SimulatedFranka(SimulatedRobot):
             world.data.qpos[7:9] = start.gripper_width_m / 2
             world.data.ctrl[7] = start.gripper_width_m / 2
         world.forward()
+        self._contact_torques.clear()
+        self.hold()
+
+    @property
+    def directions(self) -> tuple[Direction, ...]:
+        return tuple(Direction) if isinstance(self._task, ReversibleTask) else ()
+
+    def begin_here(self, seed: int, direction: Direction) -> None:
+        """An episode in that direction; scene and arm stay as they are. RobotError if the task goes one way only."""
+        if not isinstance(self._task, ReversibleTask):
+            raise RobotError(f"the task '{self._task.name}' of {self.spec.name} cannot be undone; reset the scene")
+        self._task.begin_here(self._data, np.random.Generator(np.random.PCG64(seed)), direction)
         self._contact_torques.clear()
         self.hold()
 

@@ -74,6 +74,23 @@ class PegInsertionExpert:
         return np.clip(step, self._lower, self._upper).astype(np.float32)
 
 
+class PegCycleExpert(PegInsertionExpert):
+    """Forward as `PegInsertionExpert`; backward straight up out of the socket, and then to the middle of the start
+    region."""
+
+    _CLEAR_M = 0.010
+
+    def act(self, features: Features, ground_truth: Features) -> FloatArray:
+        if ground_truth["is_forward"][0]:
+            return super().act(features, ground_truth)
+        state = _State(self._spec, features)
+        goal, start = state.goal_m(), ground_truth["start_m"]
+        is_clear = ground_truth["tip_in_socket_m"][2] > self._CLEAR_M
+        target = start if is_clear else np.array([*state.tool_m()[:2], start[2]])
+        turn = -state.goal_yaw_rad() if is_clear else 0.0
+        return np.clip(np.array([*(target - goal), turn]), self._lower, self._upper).astype(np.float32)
+
+
 class PickCubeExpert:
     """Hovers over the cube until aligned, goes down, closes, and lifts once the fingers hold it."""
 
@@ -137,6 +154,7 @@ class TouchBlockExpert:
 
 
 _EXPERTS: dict[str, Callable[[RobotSpec], Expert]] = {
+    "peg_cycle": PegCycleExpert,
     "peg_insertion": PegInsertionExpert,
     "pick_cube": PickCubeExpert,
     "touch_block": TouchBlockExpert,

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware.sim.rendering import mujoco
+from robot_stack.core.direction import Direction
 from robot_stack.core.messages import Features, TaskStatus
 
 TOOL_SITE = "tool"
@@ -79,3 +80,11 @@ class InstructedTask(Task, Protocol):
 
     def instruction(self) -> str:
         """What the scene of the last `reset` asks for, in words."""
+
+
+@runtime_checkable
+class ReversibleTask(InstructedTask, Protocol):
+    """A task that can be undone. Its instruction, its verdict and what is observed follow the direction."""
+
+    def begin_here(self, data: mujoco.MjData, rng: np.random.Generator, direction: Direction) -> None:
+        """An episode in that direction begins in the present state; nothing in `data` may change."""

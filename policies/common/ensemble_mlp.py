@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from robot_stack.core.messages import Array
+
 
 class EnsembleMlp(nn.Module):
     """E independent MLPs: hidden layers Linear -> LayerNorm -> ReLU, the last one Linear.
@@ -48,6 +50,10 @@ class EnsembleMlp(nn.Module):
         """Views of the parameter vector: `weight.<layer>` (E, in, out) and `bias.<layer>` (E, 1, out)."""
         parts = torch.split(self.flat, self._sizes)
         return {name: part.view(shape) for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)}
+
+    def arrays(self, prefix: str = "") -> dict[str, Array]:
+        """Copies of `tensors` as numpy arrays, with `prefix` before their names."""
+        return {prefix + name: value.detach().cpu().numpy().copy() for name, value in self.tensors().items()}
 
     def forward(self, value: Tensor) -> Tensor:
         tensors = self.tensors()

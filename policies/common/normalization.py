@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,14 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from robot_stack.core.errors import PolicyError
-from robot_stack.core.messages import FloatArray
+from robot_stack.core.messages import Array, FloatArray
 
 MIN_RANGE = 1e-2
 MIN_STD = 3e-3  # millimetres and milliradians matter; anything that varies less is as good as constant
 MAX_STANDARDIZED = 10.0
+
+OBSERVATION_MEAN = "observation_mean"
+OBSERVATION_STD = "observation_std"
 
 
 class MinMaxNormalizer(Struct, frozen=True, kw_only=True):
@@ -72,6 +76,24 @@ def fit_standardizer(data: NDArray[Any], min_std: float = MIN_STD) -> Standardiz
     _check_data(data)
     mean, std = data.mean(axis=0, dtype=np.float64), data.std(axis=0, dtype=np.float64)
     return Standardizer(mean=_floats(mean), std=_floats(np.maximum(std, min_std)))
+
+
+def statistics_tensors(observation: Standardizer) -> dict[str, Array]:
+    """Observation statistics (D,) as float32 tensors that travel beside weights."""
+    return {
+        OBSERVATION_MEAN: np.asarray(observation.mean, np.float32),
+        OBSERVATION_STD: np.asarray(observation.std, np.float32),
+    }
+
+
+def statistics_shapes(observation_dim: int) -> dict[str, tuple[int, ...]]:
+    """Name and shape of the tensors of `statistics_tensors`."""
+    return {OBSERVATION_MEAN: (observation_dim,), OBSERVATION_STD: (observation_dim,)}
+
+
+def standardizer_of(tensors: Mapping[str, Array]) -> Standardizer:
+    """What `statistics_tensors` was made of, out of tensors that hold it; PolicyError for values not allowed."""
+    return Standardizer(mean=tuple(tensors[OBSERVATION_MEAN].tolist()), std=tuple(tensors[OBSERVATION_STD].tolist()))
 
 
 def _row(values: tuple[float, ...]) -> FloatArray:

@@ -81,12 +81,23 @@ def parse_tensors(content: bytes, origin: str) -> dict[str, Array]:
         tensors: dict[str, Array] = safetensors.numpy.load(content)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise PolicyError(f"{origin} is not a safetensors file: {error}") from error
+    check_finite(tensors, origin)
+    return tensors
+
+
+def check_tensors(tensors: Mapping[str, Array], expected: Mapping[str, tuple[int, ...]], origin: str) -> None:
+    """PolicyError unless the tensors are exactly those expected, and all are finite."""
+    check_shapes(tensors, expected, origin)
+    check_finite(tensors, origin)
+
+
+def check_finite(tensors: Mapping[str, Array], origin: str) -> None:
+    """PolicyError if a tensor holds a number that is not finite."""
     for name, value in tensors.items():
         if not np.isfinite(value).all():
             raise PolicyError(
                 f"{origin}: tensor '{name}' has NaN or infinity; the training diverged, use older weights"
             )
-    return tensors
 
 
 def check_shapes(tensors: Mapping[str, Array], expected: Mapping[str, tuple[int, ...]], origin: str) -> None:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from policies.common.ensemble_mlp import EnsembleMlp, layer_shapes
-from policies.common.normalization import Standardizer
+from policies.common.normalization import Standardizer, statistics_shapes, statistics_tensors
 from policies.gaussian.config import GRIPPER_CHOICES, GaussianConfig
 from robot_stack.core.messages import Array
 
-OBSERVATION_MEAN = "observation_mean"
-OBSERVATION_STD = "observation_std"
 GRASP = "grasp."
 
 _LAST_SCALE = 0.01
@@ -26,9 +23,9 @@ _LOG_ROOT_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 class GaussianActor(nn.Module):
     """tanh(Gaussian) over the continuous elements of the action, in normalised units ([-1, 1] = the action's bounds).
 
-    Input (B, D) standardised observations, float32; outputs (B, C) for C continuous elements. The untrained mean is
-    about 0 and the standard deviation about 1, so that actions spread over the whole range. Soft actor-critic,
-    arXiv 1812.05905.
+    Input (B, D) standardised observations, with embeddings of pictures among them, float32; outputs (B, C) for C
+    continuous elements. The untrained mean is about 0 and the standard deviation about 1, so that actions spread over
+    the whole range. Soft actor-critic, arXiv 1812.05905.
     """
 
     def __init__(self, config: GaussianConfig, observation_dim: int, action_dim: int, seed: int) -> None:
@@ -86,22 +83,17 @@ def grasp_network(config: GaussianConfig, observation_dim: int, generator: torch
 def actor_tensors(actor: GaussianActor, observation: Standardizer, grasp: EnsembleMlp | None) -> dict[str, Array]:
     """Weights `weight.<layer>` (1, in, out), `bias.<layer>` (1, 1, out), the same with `grasp.` before them where
     there is such a network, and observation statistics (D,). Copies."""
-    tensors = _copies(actor.mlp, "")
-    if grasp is not None:
-        tensors |= _copies(grasp, GRASP)
-    tensors[OBSERVATION_MEAN] = np.asarray(observation.mean, np.float32)
-    tensors[OBSERVATION_STD] = np.asarray(observation.std, np.float32)
-    return tensors
+    grasping = {} if grasp is None else grasp.arrays(GRASP)
+    return actor.mlp.arrays() | grasping | statistics_tensors(observation)
 
 
-def actor_shapes(config: GaussianConfig, observation_dim: int, action_dim: int) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of `actor_tensors`."""
-    shapes = layer_shapes(1, observation_dim, config.hidden, 2 * len(config.continuous(action_dim)))
+def actor_shapes(
+    config: GaussianConfig, observation_dim: int, action_dim: int, embedding: int = 0
+) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of `actor_tensors`. `embedding`: numbers that the actor reads of pictures."""
+    inputs = observation_dim + embedding
+    shapes = layer_shapes(1, inputs, config.hidden, 2 * len(config.continuous(action_dim)))
     if config.gripper is not None:
-        grasp = layer_shapes(1, observation_dim, config.hidden, GRIPPER_CHOICES)
+        grasp = layer_shapes(1, inputs, config.hidden, GRIPPER_CHOICES)
         shapes |= {GRASP + name: shape for name, shape in grasp.items()}
-    return shapes | {OBSERVATION_MEAN: (observation_dim,), OBSERVATION_STD: (observation_dim,)}
-
-
-def _copies(network: EnsembleMlp, prefix: str) -> dict[str, Array]:
-    return {prefix + name: value.detach().cpu().numpy().copy() for name, value in network.tensors().items()}
+    return shapes | statistics_shapes(observation_dim)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from policies.common.ensemble_mlp import EnsembleMlp, layer_shapes
-from policies.common.normalization import Standardizer
+from policies.common.normalization import Standardizer, statistics_shapes, statistics_tensors
 from policies.residual.config import ResidualConfig
 from robot_stack.core.messages import Array
-
-OBSERVATION_MEAN = "observation_mean"
-OBSERVATION_STD = "observation_std"
 
 
 class ResidualActor(nn.Module):
     """Correction in [-action_scale, action_scale]^A from [standardised observation, normalised base action].
 
-    Inputs (B, D) and (B, A), output (B, A), all float32. Its last layer starts at zero: the untrained correction is
-    exactly zero. ResFiT, arXiv 2509.19301.
+    Inputs (B, D), embeddings of pictures included, and (B, A), output (B, A), all float32. Its last layer starts at
+    zero: the untrained correction is exactly zero. ResFiT, arXiv 2509.19301.
     """
 
     def __init__(self, config: ResidualConfig, observation_dim: int, action_dim: int, seed: int) -> None:
@@ -41,16 +37,12 @@ class ResidualActor(nn.Module):
 
 def actor_tensors(actor: ResidualActor, observation: Standardizer) -> dict[str, Array]:
     """Weights `weight.<layer>` (1, in, out), `bias.<layer>` (1, 1, out) and observation statistics (D,). Copies."""
-    tensors: dict[str, Array] = {
-        name: value.detach().cpu().numpy().copy() for name, value in actor.mlp.tensors().items()
-    }
-    tensors[OBSERVATION_MEAN] = np.asarray(observation.mean, np.float32)
-    tensors[OBSERVATION_STD] = np.asarray(observation.std, np.float32)
-    return tensors
+    return actor.mlp.arrays() | statistics_tensors(observation)
 
 
-def actor_shapes(config: ResidualConfig, observation_dim: int, action_dim: int) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of `actor_tensors`."""
-    layers = layer_shapes(1, observation_dim + action_dim, config.hidden, action_dim)
-    statistics = {OBSERVATION_MEAN: (observation_dim,), OBSERVATION_STD: (observation_dim,)}
-    return layers | statistics
+def actor_shapes(
+    config: ResidualConfig, observation_dim: int, action_dim: int, embedding: int = 0
+) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of `actor_tensors`. `embedding`: numbers that the actor reads of pictures."""
+    layers = layer_shapes(1, observation_dim + embedding + action_dim, config.hidden, action_dim)
+    return layers | statistics_shapes(observation_dim)

@@ -35,9 +35,11 @@ def step_builder(settings: AlgorithmSettings, spec: PolicySpec) -> BuildStep | N
     `spec`: as of `step_spec`.
     """
     if isinstance(settings, ResidualSettings):
-        return lambda version, tensors: ResidualRuntime(tensors, settings.residual, spec, version)
+        residual, vision = settings.residual, settings.vision if settings.images else None
+        return lambda version, tensors: ResidualRuntime(tensors, residual, spec, version, vision)
     if isinstance(settings, GaussianSettings):
-        return lambda version, tensors: GaussianRuntime(tensors, settings.actor, spec, version)
+        actor, vision = settings.actor, settings.vision if settings.images else None
+        return lambda version, tensors: GaussianRuntime(tensors, actor, spec, version, vision)
     return None
 
 
@@ -88,7 +90,8 @@ def load_improved(config: StackConfig, base: GenerativePolicy) -> Improved | Non
     if checkpoint is None:
         return None
     version = msgspec.json.decode(checkpoint.meta, type=TrainerMeta).version
-    return improved(config.algorithm, base, step_spec(config, layout.robot_spec()), version, checkpoint.tensors)
+    spec, tensors = step_spec(config, layout.robot_spec()), published_tensors(checkpoint.tensors)
+    return improved(config.algorithm, base, spec, version, tensors)
 
 
 def improved(
@@ -96,13 +99,17 @@ def improved(
     base: GenerativePolicy,
     spec: PolicySpec,
     version: int,
-    checkpoint: Mapping[str, Array],
+    tensors: Mapping[str, Array],
 ) -> Improved:
-    """The policy of a checkpoint's published weights."""
-    tensors = published_tensors(checkpoint)
+    """The policy of published weights, as it stays; ConfigError if nothing acts on the algorithm's weights."""
     build_step, build_chunks = step_builder(settings, spec), chunk_builder(settings, base)
     if build_step is not None:
         return Improved(version, base, FixedCorrector(build_step(version, tensors)))
     if build_chunks is not None:
         return Improved(version, build_chunks(version, tensors), NoCorrection())
-    raise ConfigError(f"nothing acts on the weights of algorithm '{settings.module}'; see docs/add-an-algorithm.md")
+    raise no_actor(settings)
+
+
+def no_actor(settings: AlgorithmSettings) -> ConfigError:
+    """What to say where neither `step_builder` nor `chunk_builder` makes anything."""
+    return ConfigError(f"nothing acts on the weights of algorithm '{settings.module}'; see docs/add-an-algorithm.md")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from hardware.sim.experts import Expert
 from hardware.sim.vendor import VendorSimulator
-from policies.common.features import vector_features
+from policies.common.features import image_features, vector_features
 from robot_stack.config.robots import Setting
 from robot_stack.config.robots.base import SIM
 from robot_stack.config.schema import StackConfig
 from robot_stack.core.errors import ConfigError
 from robot_stack.core.protocols import Robot, SafeState, SimulatedRobot
-from robot_stack.core.specs import Feature, PolicySpec, RobotSpec
+from robot_stack.core.specs import IMAGES, Feature, PolicySpec, RobotSpec
+from robot_stack.learner.algorithms.settings import StepSettings
+from robot_stack.learner.algorithms.settings.base import ALL_CAMERAS
 
 
 def runs_in_lock_step(config: StackConfig) -> bool:
@@ -84,14 +86,38 @@ def base_spec(config: StackConfig, robot: RobotSpec) -> PolicySpec:
 
 
 def step_spec(config: StackConfig, robot: RobotSpec) -> PolicySpec:
-    """The same for what practice trains to act on every single step, which reads vectors only."""
+    """The same for what practice trains to act on every single step: it reads vectors, and pictures where the
+    algorithm's `images` ask for them. ConfigError for a camera that the robot has not."""
+    features = _features(config.task.features, robot)
     return PolicySpec(
         name=f"step-{config.task.name}",
         task=config.task.name,
         horizon=1,
         action=robot.action,
-        observation=vector_features(_features(config.task.features, robot)),
+        observation=vector_features(features) | _pictures(config, features, robot),
     )
+
+
+def _pictures(config: StackConfig, features: dict[str, Feature], robot: RobotSpec) -> dict[str, Feature]:
+    """The cameras that `algorithm.images` names; they need not be among the task's features."""
+    images = config.algorithm.images if isinstance(config.algorithm, StepSettings) else ()
+    offered = image_features(robot.observation)
+    if images == (ALL_CAMERAS,):
+        found = image_features(features)
+        if not found:
+            raise ConfigError(
+                "algorithm.images is [all], and task.features names no camera; name one there "
+                f"({IMAGES}NAME), or give algorithm.images=[NAME]"
+            )
+        return found
+    missing = [name for name in images if IMAGES + name not in offered]
+    if missing:
+        cameras = ", ".join(name.removeprefix(IMAGES) for name in offered) or "none"
+        raise ConfigError(
+            f"algorithm.images names {', '.join(missing)}, and {robot.name} has no such camera; it has: {cameras}. "
+            "Give it that camera (robot.cameras=[NAME], or cameras.NAME.driver=...), and collect demonstrations with it"
+        )
+    return {IMAGES + name: offered[IMAGES + name] for name in images}
 
 
 def _features(names: tuple[str, ...], robot: RobotSpec) -> dict[str, Feature]:

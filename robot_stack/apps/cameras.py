@@ -18,7 +18,7 @@ from hardware.cameras.drivers import make_camera
 from robot_stack.apps.build import has_simulated_vendor
 from robot_stack.apps.camera import CAMERA_FRAME, run_camera
 from robot_stack.apps.connections import robot_client, scene_client
-from robot_stack.apps.keys import EDGE_KEY, ROBOT_KEY, ensure_keys
+from robot_stack.apps.keys import ROBOT_KEY, ensure_keys
 from robot_stack.apps.layout import RunLayout
 from robot_stack.config.schema import StackConfig
 from robot_stack.core.errors import ConfigError, RobotError
@@ -97,7 +97,7 @@ def observed_cameras(
         feeds = {}
         for name, one in settings.items():
             subscriber: Subscriber[CameraFrame] = Subscriber(
-                CAMERA_FRAME, one.server.address, keys, EDGE_KEY, ROBOT_KEY, CameraFrame
+                CAMERA_FRAME, one.server.address, keys, config.edge.name, ROBOT_KEY, CameraFrame
             )
             judge = FreshnessJudge(one.spec.rate_hz, one.server.max_age_s)
             feeds[name] = opened.enter_context(CameraFeed(name, subscriber, judge))
@@ -126,7 +126,7 @@ def _rendering(config: StackConfig, name: str, keys: KeyStore) -> Iterator[Calla
         with scene_client(config.network, keys, ROBOT_KEY) as scenes:
             yield lambda: _image(scenes.request(GetScene(cameras=(name,)), RENDER_TIMEOUT_S), name)
     else:
-        with robot_client(config.network, keys, EDGE_KEY) as robot:
+        with robot_client(config.network, keys, config.edge.name) as robot:
             yield lambda: _image(robot.request(GetState(cameras=(name,)), RENDER_TIMEOUT_S), name)
 
 

@@ -125,6 +125,12 @@ def _learner(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _cluster(arguments: argparse.Namespace) -> int:
+    from robot_stack.apps.cluster import practise_on_cluster
+
+    return practise_on_cluster(arguments.overrides)
+
+
 def _collect(arguments: argparse.Namespace) -> int:
     from robot_stack.apps.collect import collect
     from robot_stack.apps.layout import RunLayout
@@ -269,6 +275,12 @@ SUBCOMMANDS: dict[str, _Subcommand] = {
         "store the steps, improve the policy, publish weights",
         "Needs the run's demonstrations and trained policy. Continues from the run's folder after any stop.",
         _learner,
+    ),
+    "cluster": _Subcommand(
+        "practise on the machines of a Ray cluster: robots where they are, the learner on several nodes",
+        "Needs the run's demonstrations and trained policy, and a running cluster (ray start --head). Robots are "
+        "custom resources of their nodes. See docs/cluster.md.",
+        _cluster,
     ),
     "collect": _Subcommand(
         "collect demonstrations with the task's scripted expert",

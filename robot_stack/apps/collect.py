@@ -25,6 +25,7 @@ from robot_stack.buffer.images import ImageCodec
 from robot_stack.buffer.store import StepStore
 from robot_stack.config.schema import NetworkConfig, StackConfig
 from robot_stack.config.task import TaskConfig
+from robot_stack.core.direction import Direction
 from robot_stack.core.errors import RobotError
 from robot_stack.core.messages import FloatArray, Observation, RobotState, Source, Step
 from robot_stack.core.specs import Feature
@@ -83,7 +84,10 @@ class Collected:
 
 
 def collect(config: StackConfig, network: NetworkConfig, keep_running: Callable[[], bool]) -> Collected:
-    """Collect until the task's number of demonstrations lies in the run's demonstration store."""
+    """Collect until the task's number of demonstrations lies in the run's demonstration store.
+
+    With `practice.mode=reset_free` each forward demonstration is followed by a backward one, from where it ended.
+    """
     layout = RunLayout.of(config)
     keys = ensure_keys(layout)
     task = config.task
@@ -100,6 +104,7 @@ def collect(config: StackConfig, network: NetworkConfig, keep_running: Callable[
         robot.arm(patience_s)
         proposer = ExpertProposer(build_expert(config, robot.spec))
         noise = ActionNoise(robot.spec.action, task.demonstration_noise)
+        undoes, here = config.practice.mode == "reset_free", None
         bar = opened.enter_context(tqdm(total=task.demonstrations, initial=kept, desc="collect", unit="episode"))
         while kept < task.demonstrations and attempts < task.max_attempts and keep_running():
             pending: list[Step] = []
@@ -115,9 +120,11 @@ def collect(config: StackConfig, network: NetworkConfig, keep_running: Callable[
                 state_latency_s=config.edge.state_latency_s,
                 instruction=config.policy.instruction,
             )
-            episode = EpisodeId(attempts, demonstration_seed(config.seed, attempts))
+            episode = EpisodeId(attempts, demonstration_seed(config.seed, attempts), here)
             attempts += 1
-            if _is_kept(task, loop.run_episode(episode)):
+            is_kept = _is_kept(task, loop.run_episode(episode))
+            here = Direction.BACKWARD if undoes and is_kept and here is None else None
+            if is_kept:
                 log.append([pack_step(step, codec) for step in pending])
                 kept += 1
                 bar.update()

@@ -23,10 +23,11 @@ from robot_stack.apps.build import step_spec
 from robot_stack.apps.cameras import ObservedCameras, observed_cameras
 from robot_stack.apps.connections import learner_client, remote_robot
 from robot_stack.apps.edge_policy import Chunks, EdgePolicy, edge_policy, warm_chunks
-from robot_stack.apps.keys import EDGE_KEY, ensure_keys
+from robot_stack.apps.keys import ensure_keys
 from robot_stack.apps.layout import RunLayout
 from robot_stack.apps.operators import build_interventions, log_counts
 from robot_stack.apps.process import use_one_torch_thread
+from robot_stack.apps.reset_free import PracticeMode
 from robot_stack.apps.seeds import practice_seed
 from robot_stack.apps.timing import TimingObserver
 from robot_stack.buffer.images import ImageCodec
@@ -37,7 +38,7 @@ from robot_stack.core.messages import FloatArray, LearnerProgress, Observation, 
 from robot_stack.core.specs import Feature, check_policy_fits_robot
 from robot_stack.edge.alarms import AlarmBoard, AlarmKind
 from robot_stack.edge.canary import Canary
-from robot_stack.edge.control_loop import ControlLoop, Corrector, EpisodeId, NoCorrection, StepObserver
+from robot_stack.edge.control_loop import ControlLoop, Corrector, NoCorrection, StepObserver
 from robot_stack.edge.disk import Admission, guess_step_bytes
 from robot_stack.edge.gauges import Gauges
 from robot_stack.edge.operator import Interventions
@@ -48,6 +49,7 @@ from robot_stack.edge.spool import Spool
 from robot_stack.edge.uplink import Uplink
 from robot_stack.edge.watch import EdgeWatch
 from robot_stack.edge.weights import LiveResidual, WeightInbox
+from robot_stack.learner.feeds import check_robot_fits
 from robot_stack.transport.keys import KeyStore
 
 logger = logging.getLogger(__name__)
@@ -121,6 +123,7 @@ class EdgeNode:
         self._layout = layout
         self._spool = spool
         self._inbox = inbox
+        self._mode = PracticeMode(config, layout.edge)
         self._counter = EpisodeCounter(layout.edge / "episodes.json")
         self._timing = TimingObserver(layout.edge / "timing.json")
         self._keys = keys
@@ -128,11 +131,11 @@ class EdgeNode:
         self._gauges = Gauges()
         self._outbox = Outbox(spool, ImageCodec(config.edge.image_codec), config.edge.outbox_capacity_bytes)
         self.uplink = Uplink(
-            lambda: learner_client(config.network, keys, EDGE_KEY),
+            lambda: learner_client(config.network, keys, layout.edge_name),
             spool,
             self._inbox,
             self._board,
-            EDGE_KEY,
+            layout.edge_name,
             WeightEncoding(config.edge.weight_encoding),
         )
         self._watch = EdgeWatch(
@@ -168,6 +171,7 @@ class EdgeNode:
                     if not connected_once:
                         raise
                     logger.warning("episode abandoned: %s", error)
+                    self._mode.episodes.failed(error)
                     sleep(RETRY_S)
             self._write_out(keep_running)
             self.uplink.wait_until(self.uplink.flushed, keep_running)
@@ -177,10 +181,13 @@ class EdgeNode:
     def _devices(self) -> Iterator[tuple[RemoteRobot, ObservedCameras]]:
         """The robot and the cameras, connected; SpecMismatchError if the policy does not fit them."""
         config, patience_s = self._config, self._config.edge.patience_s
-        with remote_robot(config.network, self._keys) as robot:
+        with remote_robot(config.network, self._keys, self._layout.edge_name) as robot:
             robot.connect(patience_s)
             with observed_cameras(config, robot.spec, self._keys, patience_s) as cameras:
                 check_policy_fits_robot(self._policy.policy.spec, cameras.spec)
+                check_policy_fits_robot(step_spec(config, self._layout.robot_spec()), cameras.spec)
+                check_robot_fits(self._layout.robot_spec(), cameras.spec, config.task.features)
+                self.uplink.tell_robot(cameras.spec)
                 yield robot, cameras
 
     @contextmanager
@@ -211,11 +218,12 @@ class EdgeNode:
         """Episodes until told to stop; True once the learner has enough steps."""
         config = self._config
         recorder = Recorder(RecordingId(config.run, robot.spec.name, robot.spec.task), self._outbox.put)
-        observers: list[StepObserver] = [recorder, self._timing, self._gauges]
+        observing: list[StepObserver] = [recorder, self._timing, self._gauges]
+        driven, corrector, observers = self._mode.around(robot, self._corrector, observing)
         loop = ControlLoop(
-            robot,
+            driven,
             chunks.scheduler,
-            self._corrector,
+            corrector,
             observers,
             config.edge.max_state_age_s,
             cameras.spec,
@@ -237,7 +245,8 @@ class EdgeNode:
             if number is None:
                 sleep(RETRY_S)
                 continue
-            loop.run_episode(EpisodeId(number, practice_seed(config.seed, number)))
+            episode = self._mode.episodes.next(number, practice_seed(config.seed, number, config.edge.name))
+            self._mode.episodes.ended(loop.run_episode(episode))
             self._save_timing(lambda: self._timing.episode_done(robot.pacer))
             log_counts(interventions.counts)
         return False

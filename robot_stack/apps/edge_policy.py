@@ -18,7 +18,6 @@ from robot_stack.apps.actors import BuildChunks, allowed_change, chunk_builder
 from robot_stack.apps.base_policy import load_base_policy
 from robot_stack.apps.build import runs_in_lock_step
 from robot_stack.apps.connections import policy_client
-from robot_stack.apps.keys import EDGE_KEY
 from robot_stack.apps.layout import RunLayout
 from robot_stack.config.schema import StackConfig
 from robot_stack.core.errors import ConfigError, PolicyError, RobotStackError
@@ -89,7 +88,7 @@ def edge_policy(config: StackConfig, keys: KeyStore, inbox: WeightInbox, board: 
                 f"algorithm '{config.algorithm.module}' trains what predicts chunks, and the edge can exchange that "
                 "only in its own process: a policy server goes on with the base policy. Choose edge.inference=local"
             )
-        with RemotePolicy(lambda: policy_client(config.network, keys, EDGE_KEY), config.robot.name) as remote:
+        with RemotePolicy(lambda: policy_client(config.network, keys, config.edge.name), config.robot.name) as remote:
             remote.connect(config.edge.patience_s)
             yield EdgePolicy(remote, remote)
     else:

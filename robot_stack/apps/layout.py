@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from robot_stack.config.schema import StackConfig
+from robot_stack.config.schema import DEFAULT_EDGE, StackConfig
 from robot_stack.core.errors import ConfigError, PolicyError, SpecMismatchError
 from robot_stack.core.files import write_atomically
 from robot_stack.core.specs import RobotSpec
@@ -15,13 +15,17 @@ from robot_stack.core.specs import RobotSpec
 
 @dataclass(frozen=True, slots=True)
 class RunLayout:
+    """`edge_name`: of the edge that this process is, or means."""
+
     root: Path
+    edge_name: str = DEFAULT_EDGE
 
     @classmethod
     def of(cls, config: StackConfig) -> RunLayout:
-        if not config.run or "/" in config.run or config.run.startswith("."):
-            raise ConfigError(f"run = '{config.run}' is not a name: use letters, digits, '-' and '_'")
-        return cls(Path(config.runs_directory) / config.run)
+        for key, name in (("run", config.run), ("edge.name", config.edge.name)):
+            if not name or "/" in name or name.startswith("."):
+                raise ConfigError(f"{key} = '{name}' is not a name: use letters, digits, '-' and '_'")
+        return cls(Path(config.runs_directory) / config.run, config.edge.name)
 
     @property
     def config(self) -> Path:
@@ -68,7 +72,19 @@ class RunLayout:
 
     @property
     def edge(self) -> Path:
-        return self.root / "edge"
+        """What an edge keeps: its spool, status, timing and number of the next episode."""
+        return self.root / "edge" if self.edge_name == DEFAULT_EDGE else self._named_edges / self.edge_name
+
+    @property
+    def edges(self) -> dict[str, Path]:
+        """The folders of all edges that were ever started here, by name."""
+        named = sorted(folder for folder in self._named_edges.glob("*") if folder.is_dir())
+        alone = self.root / "edge"
+        return ({DEFAULT_EDGE: alone} if alone.is_dir() else {}) | {folder.name: folder for folder in named}
+
+    @property
+    def _named_edges(self) -> Path:
+        return self.root / "edges"
 
     @property
     def learner(self) -> Path:

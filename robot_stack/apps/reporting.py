@@ -95,7 +95,7 @@ def _recorded(layout: RunLayout) -> list[Step]:
 def check_integrity(layout: RunLayout, steps: Sequence[Step], restarts: int) -> Integrity:
     """Count what was promised against what is there.
 
-    The edge's spool knows how many steps were acknowledged over all its lives. Lost: acknowledged but not in the
+    The edges' spools know how many steps were acknowledged over all their lives. Lost: acknowledged but not in the
     learner's store, or missing between two steps of one session and not set aside by the spool. Duplicates: an
     identity that stands there twice.
     """
@@ -106,9 +106,10 @@ def check_integrity(layout: RunLayout, steps: Sequence[Step], restarts: int) -> 
         newest[session] = max(newest.get(session, -1), seq)
     gaps = sum(last + 1 for last in newest.values()) - len(seen)
     acknowledged = set_aside = 0
-    if (layout.edge / "spool").exists():
-        with Spool(layout.edge / "spool", capacity_bytes=1 << 62) as spool:
-            acknowledged, set_aside = spool.acknowledged, spool.refused
+    for folder in layout.edges.values():
+        if (folder / "spool").exists():
+            with Spool(folder / "spool", capacity_bytes=1 << 62) as spool:
+                acknowledged, set_aside = acknowledged + spool.acknowledged, set_aside + spool.refused
     return Integrity(
         acknowledged_steps=acknowledged,
         lost_steps=max(0, acknowledged - len(seen)) + max(0, gaps - set_aside),

@@ -50,6 +50,7 @@ from robot_stack.core.protocols import Renderer, Robot, SimulatedRobot
 from robot_stack.core.specs import IMAGES
 from robot_stack.safety.guard import Narrow, RobotGuard
 from robot_stack.safety.passivity import EnergyTankConfig
+from robot_stack.safety.settling import settle
 from robot_stack.transport.keys import Role
 from robot_stack.transport.server import Request, RequestServer
 from robot_stack.transport.stream import Publisher
@@ -207,8 +208,19 @@ class RobotServer:
         return structs.replace(result, state=self._state())
 
     def _reset(self, message: ResetEpisode) -> RobotState:
-        self.guard.reset(message.seed)
+        if message.here is None:
+            self.guard.reset(message.seed)
+        else:
+            self._settle()
+            self.guard.begin_here(message.seed, message.here)
         return self._state()
+
+    def _settle(self) -> None:
+        """In lock-step time stands still between commands, so the robot comes to rest here; on the wall clock whoever
+        asked tries again."""
+        if not self._lock_step or self.guard.lifecycle is not Lifecycle.ACTIVE:
+            return
+        settle(self.guard, self._tick, self._tick_s)
 
     def _state(self) -> RobotState:
         """The newest state, with an image of every camera that the robot's observation names."""

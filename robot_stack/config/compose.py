@@ -40,6 +40,7 @@ DEFAULTS = {"robot": "franka", "policy": "diffusion", "algorithm": "residual_td3
 _ROOT = "stack"
 _DICTIONARIES = (
     "cameras.",
+    "cluster.robots.",
     "ros2_node.cameras.",
     "ros2_node.intrinsics.",
     "ros2_node.joint_names.",

@@ -15,10 +15,14 @@ from robot_stack.config.robots import ROBOT_PRESETS, RobotConfig
 from robot_stack.config.task import TaskConfig
 from robot_stack.core.checked import Checked
 from robot_stack.core.errors import ConfigError
+from robot_stack.edge.reset_free_config import PracticeConfig
 from robot_stack.learner.algorithms.settings import ALGORITHM_PRESETS, AlgorithmSettings, ChunkPolicySettings
+from robot_stack.learner.cluster.settings import ClusterConfig
 from robot_stack.learner.imitation_config import ImitationConfig
 from robot_stack.learner.rewards.settings import AnyReward, TaskPredicateSettings
 from robot_stack.transport.ros2.config import Ros2NodeConfig
+
+DEFAULT_EDGE = "edge"
 
 if TYPE_CHECKING:
     AnyRobotConfig = RobotConfig
@@ -61,13 +65,14 @@ class PolicySettings(Checked, frozen=True, kw_only=True):
 class LearnerConfig(Checked, frozen=True, kw_only=True):
     """target_steps: environment steps to train through. publish_every_steps: new weights at the end of the first
     episode after so many steps. checkpoint_every_s: seconds between checkpoints. durability: `power` syncs every
-    batch of steps to the disk before it is acknowledged, `process` leaves that to the kernel. store: sizes and
-    retention of the stored steps."""
+    batch of steps to the disk before it is acknowledged, `process` leaves that to the kernel. tensorboard: writes event
+    files beside its lines of JSON. store: sizes and retention of the stored steps."""
 
     target_steps: int = 20_000
     publish_every_steps: int = 250
     checkpoint_every_s: float = 15.0
     durability: Literal["process", "power"] = "power"
+    tensorboard: bool = False
     store: StoreSettings = StoreSettings()
 
     def positive(self) -> tuple[str, ...]:
@@ -75,7 +80,8 @@ class LearnerConfig(Checked, frozen=True, kw_only=True):
 
 
 class EdgeConfig(Checked, frozen=True, kw_only=True):
-    """max_lead_steps: a simulated robot waits before an episode while the learner is more steps behind than this;
+    """name: of its folder and its key; edges of one run have different ones (see docs/several-robots.md).
+    max_lead_steps: a simulated robot waits before an episode while the learner is more of its steps behind than this;
     0 makes the run repeatable bit for bit, -1 never waits. max_state_age_s: older states are refused.
     spool_capacity_bytes: room for steps that the learner has not acknowledged. outbox_capacity_bytes: memory for steps
     that wait for the disk. image_codec: how images are recorded; jpeg takes about a ninth of the room and is lossy.
@@ -90,6 +96,7 @@ class EdgeConfig(Checked, frozen=True, kw_only=True):
     who may take over from the policy; the scripted ones see simulated scenes and stand in for a person, see
     docs/corrections.md."""
 
+    name: str = DEFAULT_EDGE
     max_lead_steps: int = 500
     max_state_age_s: float = 0.2
     spool_capacity_bytes: int = 4 << 30
@@ -165,6 +172,7 @@ class StackConfig(Checked, frozen=True, kw_only=True):
     vendor: who is at the other end of a vendor's interface: `simulated` (`robot-stack vendor-sim`) or `hardware`.
     ros2_node: what the robot server looks like in ROS 2. cameras: camera processes by name (see apps/cameras.py).
     reward: what practice is paid for: the task's own predicate, or a model (`robot_stack/learner/rewards`).
+    practice: whether the scene is reset for every episode (see docs/reset-free.md).
     run: name of the run; runs_directory: where runs are kept; seed: of all training randomness.
     """
 
@@ -175,9 +183,11 @@ class StackConfig(Checked, frozen=True, kw_only=True):
     reward: AnyReward = TaskPredicateSettings()
     learner: LearnerConfig = LearnerConfig()
     edge: EdgeConfig = EdgeConfig()
+    practice: PracticeConfig = PracticeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     network: NetworkConfig = NetworkConfig()
     policy_server: PolicyServerConfig = PolicyServerConfig()
+    cluster: ClusterConfig = ClusterConfig()
     ros2_node: Ros2NodeConfig = Ros2NodeConfig()
     cameras: dict[str, dict[str, bool | int | float | str]] = field(default_factory=dict)
     backend: str = "sim"

@@ -14,9 +14,10 @@ import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
+from robot_stack.core.direction import Direction
 from robot_stack.core.specs import PolicySpec, RobotSpec
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 STEP_SCHEMA_VERSION = 3
 MAX_BATCH_RECORDS = 65_536  # a count above costs the learner a tenth of a second before it can refuse
 
@@ -71,6 +72,9 @@ class Source(enum.Enum):
     EXPERT = "expert"
     HUMAN_RECOVERY = "human_recovery"
     HUMAN_CORRECTION = "human_correction"
+
+
+HUMAN_SOURCES = frozenset({Source.HUMAN_RECOVERY, Source.HUMAN_CORRECTION})
 
 
 class TaskStatus(Struct, frozen=True, kw_only=True):
@@ -177,8 +181,11 @@ class Step(Struct, frozen=True, kw_only=True):
 
 
 class Hello(Struct, frozen=True, kw_only=True, tag=True):
+    """`robot`: what an edge has to offer, once it knows; a learner refuses a robot whose steps do not fit."""
+
     schema_version: int
     peer: str
+    robot: RobotSpec | None = None
 
 
 class RobotInfo(Struct, frozen=True, kw_only=True, tag=True):
@@ -221,10 +228,15 @@ class StopRobot(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class ResetEpisode(Struct, frozen=True, kw_only=True, tag=True):
-    """Begin an episode: a simulated robot sets up its scene from `seed`, a real one goes to its start pose."""
+    """Begin an episode: a simulated robot sets up its scene from `seed`, a real one begins where it is.
+
+    `here`: nothing is set up. Scene and robot stay as they are, and the episode goes in this direction; refused with
+    `moving` until the robot rests.
+    """
 
     session: str
     seed: int
+    here: Direction | None = None
 
 
 class GetState(Struct, frozen=True, kw_only=True, tag=True):
@@ -402,8 +414,39 @@ class GetProgress(Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fi
     pass
 
 
+class Staleness(Struct, frozen=True, kw_only=True):
+    """Of a robot's last `steps` steps, when they were learned from: how many versions of the weights were published
+    since the one that acted, and how long ago that one was published (-1: unknown)."""
+
+    steps: int = 0
+    versions_median: float = 0.0
+    versions_p95: float = 0.0
+    versions_max: int = 0
+    age_median_s: float = -1.0
+    age_p95_s: float = -1.0
+    age_max_s: float = -1.0
+
+
+class RobotFeed(Struct, frozen=True, kw_only=True):
+    """What the learner knows of a robot that feeds it.
+
+    `edge`: whose key its steps came with, '' if nothing came since the learner's start; `heard_s`: seconds since that
+    edge asked for anything, -1 if it never did. `steps` are durable, `waiting` of them not trained through yet.
+    """
+
+    edge: str = ""
+    heard_s: float = -1.0
+    steps: int = 0
+    waiting: int = 0
+    staleness: Staleness = Staleness()
+
+
 class LearnerProgress(Struct, frozen=True, kw_only=True, tag=True):
-    """Where the learner is: durable steps, steps it has trained through, updates, newest weights."""
+    """Where the learner is: durable steps, steps it has trained through, updates, newest weights.
+
+    `robots`: the same for every robot, by name. `waiting_share`: of the last minute, in which there was nothing to
+    learn from.
+    """
 
     durable_steps: int
     trained_steps: int
@@ -412,6 +455,8 @@ class LearnerProgress(Struct, frozen=True, kw_only=True, tag=True):
     target_steps: int
     finished: bool
     metrics: dict[str, float]
+    robots: dict[str, RobotFeed] = {}
+    waiting_share: float = 0.0
 
 
 class WeightEncoding(enum.Enum):

@@ -9,6 +9,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from robot_stack.core.direction import Direction
 from robot_stack.core.messages import ActionChunk, Array, Features, FloatArray, Observation, Step, TaskStatus
 from robot_stack.core.specs import PolicySpec, RobotSpec
 
@@ -161,6 +162,18 @@ class EpisodicRobot(Robot, Protocol):
     def instruction(self) -> str:
         """What this episode asks for, in words; '' where the task is always the same."""
         return ""
+
+
+@runtime_checkable
+class ReversibleRobot(EpisodicRobot, Protocol):
+    """A robot whose scene may stay as it is when an episode begins, because its task can be undone."""
+
+    @property
+    def directions(self) -> tuple[Direction, ...]:
+        """Those that the task has; none if it goes one way only. After `reset` the direction is FORWARD."""
+
+    def begin_here(self, seed: int, direction: Direction) -> None:
+        """An episode in that direction from the present scene and pose. `seed`: of what is drawn for every episode."""
 
 
 @runtime_checkable

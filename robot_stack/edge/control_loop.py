@@ -8,22 +8,30 @@ from functools import partial
 from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
-from robot_stack.core.messages import FloatArray, Observation, RobotState, Source
+from robot_stack.core.direction import Direction
+from robot_stack.core.errors import RobotError
+from robot_stack.core.messages import HUMAN_SOURCES, FloatArray, Observation, RobotState, Source
 from robot_stack.core.protocols import ResidualPolicy
 from robot_stack.core.specs import PolicySpec, RobotSpec
 from robot_stack.edge.alignment import Aligner
 from robot_stack.edge.camera_feed import CameraFeed
-from robot_stack.edge.operator import PERSON, Interventions, Nobody, Parts
+from robot_stack.edge.operator import Interventions, Nobody, Parts
 from robot_stack.edge.remote_robot import Begun, Stepped
 from robot_stack.edge.scheduler import Proposer
 
 
 @dataclass(frozen=True, slots=True)
 class EpisodeId:
-    """`number` counts the episodes of a run; `seed` sets up the scene and the policy's random numbers."""
+    """`number` counts the episodes of a run; `seed` sets up the scene and the policy's random numbers.
+
+    `here`: the scene and the robot stay where they are, and the episode goes in this direction; None: the scene is set
+    up. `limit`: its most steps; None: the robot's.
+    """
 
     number: int
     seed: int
+    here: Direction | None = None
+    limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +78,14 @@ class DrivenInParts(LoopRobot, Protocol):
 
     def step_in_parts(self, source: Parts) -> tuple[Stepped, FloatArray]:
         """One control period of a person's action in pieces; the action (A,) that they were together."""
+
+
+@runtime_checkable
+class KeepsScene(LoopRobot, Protocol):
+    """A robot that can begin an episode without any reset."""
+
+    def begin_here(self, seed: int, direction: Direction) -> Begun:
+        """Begin an episode in that direction from the present scene and pose, at rest; the first state of it."""
 
 
 class StepObserver(Protocol):
@@ -136,24 +152,32 @@ class ControlLoop:
 
     def run_episode(self, episode: EpisodeId) -> EpisodeSummary:
         """One episode, to its end or to a RobotError; every executed step has been given to the observers."""
-        begun = self._robot.reset(episode.seed)
+        begun = self._begin(episode)
         self._proposer.begin(episode.seed)
         self._interventions.begin(episode)
         state = begun.state
         observation = self._aligner.observe(state, begun.age_ns, episode.seed, 0)
         return_, person_steps = 0.0, 0
-        for index in range(self._max_steps):
+        max_steps = min(self._max_steps, episode.limit or self._max_steps)
+        for index in range(max_steps):
             observation, state = self._stand_still(episode, observation, state)
-            step = self._step(episode, observation, state, last=index == self._max_steps - 1)
+            step = self._step(episode, observation, state, last=index == max_steps - 1)
             for observer in self._observers:
                 observer.on_step(step)
             state, observation = step.stepped.state, step.following
             return_ += state.task.reward if state.task else 0.0
-            person_steps += step.source in PERSON
+            person_steps += step.source in HUMAN_SOURCES
             if step.terminated or step.truncated:
                 break
         success = state.task.success if state.task else False
         return EpisodeSummary(episode, observation.index, success, return_, person_steps)
+
+    def _begin(self, episode: EpisodeId) -> Begun:
+        if episode.here is None:
+            return self._robot.reset(episode.seed)
+        if not isinstance(self._robot, KeepsScene):
+            raise RobotError(f"{self._robot.spec.name} cannot begin an episode where it is; say practice.mode=episodic")
+        return self._robot.begin_here(episode.seed, episode.here)
 
     def _stand_still(
         self, episode: EpisodeId, observation: Observation, state: RobotState

@@ -14,15 +14,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NoReturn, Protocol
 
 from robot_stack.core.errors import CommandRefusedError
-from robot_stack.core.messages import FloatArray, Observation, RobotState, Source, Verdict
+from robot_stack.core.messages import HUMAN_SOURCES, FloatArray, Observation, RobotState, Source, Verdict
 
 if TYPE_CHECKING:
     from robot_stack.edge.control_loop import EpisodeId
     from robot_stack.edge.remote_robot import Stepped
 
 Rule = Literal["rac", "hg_dagger", "demonstration"]
-
-PERSON = frozenset({Source.HUMAN_RECOVERY, Source.HUMAN_CORRECTION})
 
 
 class Parts(Protocol):
@@ -171,7 +169,7 @@ class Interventions:
         if given is None:
             if self._last is not None:
                 self._refuse("gives no action in the middle of an intervention; only `lets_go` ends one")
-        elif given.source not in PERSON:
+        elif given.source not in HUMAN_SOURCES:
             self._refuse(f"calls its action '{given.source.value}'; allowed: human_recovery, human_correction")
         elif given.action.shape != proposed.shape:
             self._refuse(f"gives an action of shape {given.action.shape} instead of {proposed.shape}")

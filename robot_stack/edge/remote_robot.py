@@ -10,6 +10,7 @@ from uuid import uuid4
 from msgspec import structs
 
 from robot_stack.core.clock import ClockOffset, MonotonicClock, Pacer, s_to_ns
+from robot_stack.core.direction import Direction
 from robot_stack.core.errors import CommandRefusedError, MessageError, RobotError, UnreachableError
 from robot_stack.core.messages import (
     SCHEMA_VERSION,
@@ -30,6 +31,7 @@ from robot_stack.core.messages import (
     RobotReply,
     RobotRequest,
     RobotState,
+    StopLevel,
     StopRobot,
     Transition,
     Verdict,
@@ -45,6 +47,7 @@ RESET_TIMEOUT_S = 20.0
 PARTS_HZ = 100.0
 _MARGIN_S = 0.005  # a server answers at its ticks: the last piece of a period is answered before its end
 _SEVERITY = (Verdict.ACCEPTED, Verdict.CLIPPED, Verdict.REFUSED)
+REST_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,15 @@ class RemoteRobot:
                 raise RobotError(f"{problem} (waited {patience_s:.0f} s)")
             time.sleep(0.1)
 
+    def hand_over(self, reason: str) -> None:
+        """Stop and become inactive: a person may reach in, and `arm` waits until they activate the robot again."""
+        self._request(StopRobot(reason=reason, level=StopLevel.RELEASE))
+        deadline = time.monotonic() + REST_TIMEOUT_S
+        while self._state(self._request(GetState())).lifecycle is Lifecycle.ACTIVE:
+            if time.monotonic() > deadline:
+                raise RobotError(f"{self.spec.name} did not become inactive within {REST_TIMEOUT_S:.0f} s")
+            time.sleep(0.02)
+
     def release(self) -> None:
         """Give the lease back if the server still answers."""
         if self._session:
@@ -146,11 +158,29 @@ class RemoteRobot:
     def reset(self, seed: int) -> Begun:
         """Begin an episode; the first state of it. The lease may have lapsed in a pause: it is taken anew."""
         self._request(AcquireLease(session=self._session))
-        reply = self._client.request(ResetEpisode(session=self._session, seed=seed), timeout_s=RESET_TIMEOUT_S)
+        reset = ResetEpisode(session=self._session, seed=seed)
+        return self._begun(self._client.request(reset, timeout_s=RESET_TIMEOUT_S))
+
+    def _begun(self, reply: RobotReply) -> Begun:
         state = self._state(reply)
         self.pacer = None if self.info.lock_step else Pacer(self.spec.control_period_s)
         self._wait_for_tick()
         return Begun(state, self._age_ns(state))
+
+    def begin_here(self, seed: int, direction: Direction) -> Begun:
+        """Begin an episode from the present scene and pose; the robot is stopped first. The first state of it."""
+        self._request(AcquireLease(session=self._session))
+        if not self.info.lock_step:
+            self._request(StopRobot(reason="an episode begins where the robot is"))
+        begin = ResetEpisode(session=self._session, seed=seed, here=direction)
+        deadline = time.monotonic() + REST_TIMEOUT_S
+        while True:
+            try:
+                return self._begun(self._client.request(begin, timeout_s=RESET_TIMEOUT_S))
+            except CommandRefusedError as error:
+                if error.reason != "moving" or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.02)
 
     def step(self, action: FloatArray) -> Stepped:
         """Send one action and return at the end of its control period."""

@@ -33,6 +33,7 @@ from robot_stack.core.messages import (
     StepBatch,
     WeightEncoding,
 )
+from robot_stack.core.specs import RobotSpec
 from robot_stack.edge.alarms import AlarmBoard, AlarmKind
 from robot_stack.edge.spool import Spool
 from robot_stack.edge.weights import WeightFetch, WeightInbox, load_tensors
@@ -110,6 +111,8 @@ class Uplink:
         self._inbox_version = -1
         self._thread = threading.Thread(target=self._run, name="uplink", daemon=True)
         self._next_progress_s = 0.0
+        self._robot: RobotSpec | None = None
+        self._greeted_with: RobotSpec | None = None
         self.reachable: bool | None = None
         self.heard_ns = -1
 
@@ -120,6 +123,10 @@ class Uplink:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(timeout=STOP_PATIENCE_S)  # a request under way is given up: its steps go out next time
+
+    def tell_robot(self, robot: RobotSpec) -> None:
+        """From now on this edge has that robot: the learner is told before the next step, and may refuse it."""
+        self._robot = robot
 
     @property
     def progress(self) -> LearnerProgress | None:
@@ -139,13 +146,15 @@ class Uplink:
     def trained_through(self, max_lead_steps: int) -> Callable[[LearnerProgress], bool]:
         """Condition for `wait_until`: the learner lags at most so many steps behind everything recorded here.
 
-        With 0, all steps are durable and trained through and the newest weights are in the inbox: the next episode
-        is then the same however fast either side ran.
+        What other edges sent does not count, else one could keep another one waiting. With 0, all steps are durable
+        and trained through and the newest weights are in the inbox: the next episode of the only robot is then the same
+        however fast either side ran.
         """
 
         def ready(progress: LearnerProgress) -> bool:
-            recorded = progress.durable_steps + self._spool.unacknowledged
-            lag = recorded - min(progress.trained_steps, recorded)
+            feed = progress.robots.get(self._robot.name) if self._robot is not None else None
+            untrained = progress.durable_steps - progress.trained_steps if feed is None else feed.waiting
+            lag = max(0, untrained + self._spool.unacknowledged)
             current = max_lead_steps > 0 or self._inbox_version >= progress.weights_version
             return progress.finished or (lag <= max_lead_steps and current)
 
@@ -180,12 +189,16 @@ class Uplink:
 
     def _greet(self, client: RequestClient[LearnerReply]) -> None:
         """A learner of another version would take every step for malformed: it gets none."""
-        reply = self._ask(client, Hello(schema_version=SCHEMA_VERSION, peer=self._peer))
+        robot = self._robot
+        reply = self._ask(client, Hello(schema_version=SCHEMA_VERSION, peer=self._peer, robot=robot))
         if not isinstance(reply, Done):
             raise MessageError(f"the learner answered our greeting with {type(reply).__name__}")
+        self._greeted_with = robot
 
     def _turn(self, client: RequestClient[LearnerReply]) -> None:
         """Ship one batch, if there is one, and look for news when it is time to."""
+        if self._robot is not self._greeted_with:
+            self._greet(client)
         first, records = self._spool.pending(self._limits.records, self._limits.size_bytes)
         if records:
             self._ship(client, first, records)

@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from robot_stack.core.messages import Source, Step
+from robot_stack.core.messages import HUMAN_SOURCES, Step
 from robot_stack.evaluation.statistics import wilson_interval
-
-_HUMAN = (Source.HUMAN_RECOVERY, Source.HUMAN_CORRECTION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,7 @@ def learning_curve(steps: Iterable[Step], window: int = 50) -> LearningCurve:
         episode = running.setdefault(key, _Episode())
         episode.return_ += step.reward
         episode.weights_version = max(episode.weights_version, step.weights_version)
-        episode.human_steps += step.source in _HUMAN
+        episode.human_steps += step.source in HUMAN_SOURCES
         if step.terminated or step.truncated:
             ended.env_steps.append(count)
             ended.success.append(step.success)

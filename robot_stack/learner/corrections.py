@@ -19,9 +19,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from robot_stack.buffer.replay import ReplayStep, Stratum
-from robot_stack.core.messages import Source, Step, Verdict
+from robot_stack.core.messages import HUMAN_SOURCES, Source, Step, Verdict
 from robot_stack.learner.algorithms.settings.imitation import RuleName
-from robot_stack.learner.curation import HUMAN, Kept, Place
+from robot_stack.learner.curation import Kept, Place
 
 
 class Label(enum.Enum):
@@ -134,7 +134,7 @@ class EpisodeCurator:
         counts.steps.update(labels)
         for before, label in zip([None, *labels], labels, strict=False):
             counts.segments[label] += label in _KEPT_AS and label is not before
-        driven = [step.source in HUMAN for step in steps]
+        driven = [step.source in HUMAN_SOURCES for step in steps]
         for step, was_driven, is_driven in zip(steps, [False, *driven], driven, strict=False):
             counts.interventions += is_driven and not was_driven
             counts.without_recovery += is_driven and not was_driven and step.source is not Source.HUMAN_RECOVERY
@@ -182,7 +182,7 @@ def sirius(steps: Sequence[Step], pre_intervention_steps: int) -> list[Label]:
     """Sirius (Liu et al., RSS 2023): everything; the policy's last steps before an intervention led into trouble."""
     labels = iwr(steps)
     for i, step in enumerate(steps):
-        if step.source in HUMAN:
+        if step.source in HUMAN_SOURCES:
             for before in range(max(0, i - pre_intervention_steps), i):
                 if labels[before] is Label.AUTONOMOUS:
                     labels[before] = Label.PRE_INTERVENTION
@@ -198,7 +198,7 @@ def rac(steps: Sequence[Step]) -> list[Label]:
     demonstrated = _demonstrated(steps)
     if demonstrated:
         return demonstrated
-    human = [step.source in HUMAN for step in steps]
+    human = [step.source in HUMAN_SOURCES for step in steps]
     if not any(human):
         alone = steps[0].index == 0 and steps[-1].success  # nobody knows what was before a later beginning
         return [Label.AUTONOMOUS if alone and step.source is Source.POLICY else Label.UNWANTED for step in steps]
@@ -235,7 +235,7 @@ def _goes_on(step: Step, following: Step, label: Label, next_label: Label) -> bo
     return (
         next_label in _KEPT_AS
         and following.index == step.index + 1
-        and (following.source in HUMAN) == (step.source in HUMAN)
+        and (following.source in HUMAN_SOURCES) == (step.source in HUMAN_SOURCES)
         and _KEPT_AS[next_label][0] is _KEPT_AS[label][0]
     )
 

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from robot_stack.buffer.replay import ReplayStep
-from robot_stack.core.messages import Source, Step, Verdict
-
-HUMAN = frozenset({Source.HUMAN_RECOVERY, Source.HUMAN_CORRECTION})
+from robot_stack.core.messages import HUMAN_SOURCES, Step, Verdict
 
 
 class Place(enum.Enum):
@@ -68,5 +66,5 @@ class InterventionsTwice:
         if step.verdict is Verdict.REFUSED:
             return
         yield Kept(Place.ONLINE, replayed)
-        if step.source in HUMAN:
+        if step.source in HUMAN_SOURCES:
             yield Kept(Place.DEMONSTRATIONS, replayed)

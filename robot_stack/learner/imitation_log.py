@@ -52,7 +52,9 @@ def tensorboard_log(directory: Path) -> TrainingLog:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise MissingDependencyError("tensorboard", "", "policy.tensorboard=true") from error
+        raise MissingDependencyError(
+            "tensorboard", "", "policy.tensorboard=true or learner.tensorboard=true"
+        ) from error
     writer = SummaryWriter(str(directory))
 
     def write(step: int, metrics: Mapping[str, float]) -> None:

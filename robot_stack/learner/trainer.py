@@ -7,7 +7,7 @@ from a checkpoint continues exactly as if it had not been, and the same log alwa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import msgspec
@@ -91,6 +91,7 @@ class Trainer:
         self._observation = observation
         self._budget = UpdateBudget(settings.updates_per_step, settings.start_after_steps)
         self._ahead: Iterator[tuple[int, Step]] = iter(())
+        self._note: Callable[[Step], None] = lambda step: None
         self._position = 0
         self.trained_steps = 0
         self.updates = 0
@@ -104,6 +105,16 @@ class Trainer:
     def finished(self) -> bool:
         return self.trained_steps >= self._settings.target_steps and self._owed() <= 0
 
+    @property
+    def position(self) -> int:
+        """Log index of the step that is learned from next."""
+        return self._position
+
+    def watch(self, note: Callable[[Step], None]) -> None:
+        """From now on call `note` with every step that is learned from, before its updates; those of `restore` were
+        seen before."""
+        self._note = note
+
     def advance(self) -> bool:
         """One quantum: an update that is owed, or the next step of the log. False if neither is to be had."""
         if self.finished:
@@ -115,9 +126,10 @@ class Trainer:
         if found is None:
             return False
         index, step = found
-        self._insert(index, step)
+        self._note(step)
+        replayed = self._insert(index, step)
         if self._on_policy is not None and step.verdict is not Verdict.REFUSED:
-            self._on_policy.observe(step, replay_step(step, index, self._observation))
+            self._on_policy.observe(step, replayed)
             if self._on_policy.due:
                 self._update()  # here, so that the end of this very episode can publish it
         if (step.terminated or step.truncated) and self._publication_due():
@@ -153,11 +165,14 @@ class Trainer:
             found = next(self._ahead, None)
         return found
 
-    def _insert(self, index: int, step: Step) -> None:
-        for kept in self._curator.take(step, replay_step(step, index, self._observation)):
+    def _insert(self, index: int, step: Step) -> ReplayStep:
+        """Keep what the curator says; the step in the form that algorithms read."""
+        replayed = replay_step(step, index, self._observation)
+        for kept in self._curator.take(step, replayed):
             self._replays[kept.place].add(kept.step)
         self._position = index + 1
         self.trained_steps += 1
+        return replayed
 
     def _publish(self) -> None:
         self.version += 1

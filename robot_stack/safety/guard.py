@@ -23,6 +23,7 @@ from uuid import uuid4
 import numpy as np
 
 from robot_stack.core.clock import Clock, s_to_ns
+from robot_stack.core.direction import Direction
 from robot_stack.core.errors import CommandRefusedError, RobotFaultError, RobotStackError
 from robot_stack.core.messages import (
     Command,
@@ -35,7 +36,7 @@ from robot_stack.core.messages import (
     TaskStatus,
     Verdict,
 )
-from robot_stack.core.protocols import EpisodicRobot, Reading, Robot, Setpoint, SetpointLimits
+from robot_stack.core.protocols import EpisodicRobot, Reading, ReversibleRobot, Robot, Setpoint, SetpointLimits
 from robot_stack.safety.gate import CommandGate, Decision, GateFacts
 from robot_stack.safety.lease import ControlLease
 from robot_stack.safety.limits import check_not_wider
@@ -125,6 +126,11 @@ class RobotGuard:
     def sample_age_s(self) -> float:
         """Age of the driver's newest sample that was read."""
         return max(0, self._clock.now_ns() - self._sample_ns) / 1e9
+
+    @property
+    def moving(self) -> bool:
+        """Whether the setpoint changes."""
+        return self._motion.moving
 
     # ---- lifecycle ----
 
@@ -277,6 +283,27 @@ class RobotGuard:
             raise CommandRefusedError("moving", f"{self.spec.name} is moving; stop it before an episode begins")
         if not ((episodic is None or self._attempt(lambda: episodic.reset(seed))) and self._attempt(self._rest_here)):
             raise CommandRefusedError("fault", f"{self.spec.name} could not be reset: {self.fault}")
+        self._episode_seed = seed
+
+    def begin_here(self, seed: int, direction: Direction) -> None:
+        """Begin an episode from the present scene and pose, in that direction. The filter starts anew from the measured
+        state, at rest, as after `reset`; so the robot has to rest."""
+        if self.lifecycle is not Lifecycle.ACTIVE:
+            raise CommandRefusedError("not_active", f"{self.spec.name} is {self.lifecycle.value}; activate it first")
+        robot = self.robot if isinstance(self.robot, ReversibleRobot) else None
+        if self._episodic is not None and (robot is None or direction not in robot.directions):
+            raise CommandRefusedError(
+                "one_way",
+                f"the task '{self.spec.task}' of {self.spec.name} has no direction '{direction.value}': nothing tells "
+                "when it is done; take a task that can be undone, or reset the scene",
+            )
+        if self._motion.moving:
+            raise CommandRefusedError("moving", f"{self.spec.name} is moving; stop it before an episode begins here")
+        if not (
+            (robot is None or self._attempt(lambda: robot.begin_here(seed, direction)))
+            and self._attempt(self._rest_here)
+        ):
+            raise CommandRefusedError("fault", f"{self.spec.name} could not begin here: {self.fault}")
         self._episode_seed = seed
 
     # ---- time ----

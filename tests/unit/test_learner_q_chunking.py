@@ -207,7 +207,7 @@ def test_one_step_is_the_one_step_target_by_hand() -> None:
         candidates = twin._base.decisions(plain.next_observation, 3, twin._generator)
         said = torch.stack([twin.values(following, candidates[:, [n]])[..., 0].mean(dim=0) for n in range(3)], dim=1)
         best = candidates[torch.arange(len(plain)), said.argmax(dim=1)]
-        after = twin._critics.target(torch.cat((following, best), dim=-1))[..., 0].mean(dim=0)
+        after = twin._critics._critics.target(torch.cat((following, best), dim=-1))[..., 0].mean(dim=0)
         target = torch.from_numpy(plain.return_n) + torch.from_numpy(plain.bootstrap) * after
         action = torch.from_numpy(plain.action / HALF_RANGE)
         now = twin.values(torch.from_numpy(plain.observation), action[:, None])[..., 0]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 
-from policies.common.normalization import Standardizer
-from policies.gaussian.actor import GRASP, OBSERVATION_STD, GaussianActor, actor_tensors, grasp_network
+from policies.common.normalization import OBSERVATION_STD, Standardizer
+from policies.gaussian.actor import GRASP, GaussianActor, actor_tensors, grasp_network
 from policies.gaussian.config import GaussianConfig
 from policies.gaussian.runtime import GaussianRuntime
 from robot_stack.core.errors import ConfigError, PolicyError

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from policies.common.normalization import Standardizer
-from policies.residual.actor import OBSERVATION_STD, ResidualActor, actor_tensors
+from policies.common.normalization import OBSERVATION_STD, Standardizer
+from policies.residual.actor import ResidualActor, actor_tensors
 from policies.residual.config import ExplorationConfig, ResidualConfig
 from policies.residual.explore import add_noise, warm_up_action
 from policies.residual.runtime import ResidualRuntime

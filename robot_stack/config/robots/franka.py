@@ -51,6 +51,13 @@ class FrankaConfig(RobotConfig, frozen=True, kw_only=True, tag_field="kind", tag
                 max_attempts=600,
                 demonstration_noise=0.1,
             ),
+            TaskConfig(
+                name="peg_cycle",
+                features=(*state, "observation.external_wrench"),
+                demonstrations=100,
+                max_attempts=400,
+                demonstration_noise=0.1,
+            ),
             TaskConfig(name="pick_cube", features=state, demonstration_noise=0.05),
             TaskConfig(
                 name="touch_block",

@@ -10,13 +10,14 @@ from typing import Literal, Protocol, runtime_checkable
 
 from policies.common.normalization import Standardizer
 from policies.generative.policy import GenerativePolicy
-from robot_stack.buffer.batches import ChunkBatch, SequenceBatch, TransitionBatch
+from robot_stack.buffer.batches import ChunkBatch, Draw, SequenceBatch, TransitionBatch
 from robot_stack.buffer.replay import Replay, ReplayStep
 from robot_stack.buffer.sampling import Part, Sampler
 from robot_stack.core.messages import Array, Step
 from robot_stack.core.protocols import Policy
 from robot_stack.core.specs import Feature
 from robot_stack.learner.algorithms.settings.base import AlgorithmSettings, ChunkPolicySettings
+from robot_stack.learner.algorithms.training import Sharing
 from robot_stack.learner.curation import Curator, EveryStep
 
 
@@ -29,20 +30,29 @@ class Batches:
 
     def __init__(self, sampler: Sampler, size: int, n_step: int, discount: float, images: Sequence[str] = ()) -> None:
         self.sampler = sampler
+        self._ranks = 1
         self._size, self._n_step, self._discount, self._images = size, n_step, discount, tuple(images)
 
-    def transitions(self, size: int | None = None) -> TransitionBatch:
-        """n-step transitions."""
-        draw = self.sampler.draw(size or self._size)
-        return self.sampler.transitions(draw, self._n_step, self._discount, self._images)
+    def share(self, ranks: int) -> None:
+        """From now on every batch is the part of one rank of so many: a size is divided by them, and rounded up."""
+        self._ranks = ranks
+
+    def _draw(self, size: int | None) -> Draw:
+        return self.sampler.draw(-(-(size or self._size) // self._ranks))
+
+    def transitions(self, size: int | None = None, images: Sequence[str] | None = None) -> TransitionBatch:
+        """n-step transitions; `images` in the place of those that come with every batch."""
+        draw = self._draw(size)
+        pictures = self._images if images is None else images
+        return self.sampler.transitions(draw, self._n_step, self._discount, pictures)
 
     def chunks(self, horizon: int, size: int | None = None) -> ChunkBatch:
         """Observations, each with the `horizon` actions executed from there on."""
-        return self.sampler.chunks(self.sampler.draw(size or self._size), horizon, self._images)
+        return self.sampler.chunks(self._draw(size), horizon, self._images)
 
     def sequences(self, length: int, size: int | None = None) -> SequenceBatch:
         """Stretches of `length` steps."""
-        return self.sampler.sequences(self.sampler.draw(size or self._size), length, self._images)
+        return self.sampler.sequences(self._draw(size), length, self._images)
 
 
 class Algorithm(Protocol):
@@ -88,10 +98,12 @@ class Ingredients:
 
     Attributes:
         action: the robot's action, with bounds.
-        observation: vector features that the algorithm reads, in the order in which they are flattened (D).
+        observation: features that the algorithm reads: vectors, in the order in which they are flattened (D), and,
+            where the settings ask for them, cameras' pictures.
         standardizer: statistics of the demonstrations' flattened observations.
         base: the run's base policy, frozen unless the algorithm trains it; None where there is none.
         seed: of all its randomness.
+        sharing: the ranks that make every update together; None for a learner alone.
     """
 
     action: Feature
@@ -99,6 +111,7 @@ class Ingredients:
     standardizer: Standardizer
     base: GenerativePolicy | None
     seed: int
+    sharing: Sharing | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ class CalQl:
     """
 
     def __init__(self, settings: CalQlSettings, ingredients: Ingredients) -> None:
-        self._settings, self._config = settings, settings.update
+        self._settings, self._config, self._sharing = settings, settings.update, ingredients.sharing
         self._units = units = Units(ingredients.action, ingredients.standardizer)
         self._generator = torch.Generator().manual_seed(ingredients.seed)
         self._critics = new_critics(settings.critics, units.observation_dim + units.action_dim, self._generator)
@@ -135,7 +135,8 @@ class CalQl:
         return (errors * shown).sum() / shown.sum().clamp_min(1.0)
 
     def _descend(self, loss: Tensor, parameters: nn.Parameter, optimizer: torch.optim.Optimizer) -> float:
-        return descend(loss, parameters, optimizer, self._settings.critics.max_gradient_norm, self._updates)
+        norm = self._settings.critics.max_gradient_norm
+        return descend(loss, parameters, optimizer, norm, self._updates, self._sharing)
 
     # ---- what the edge and checkpoints need ----
 

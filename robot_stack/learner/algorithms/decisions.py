@@ -1,4 +1,4 @@
-"""Decisions for one or several steps at once, and the critics that judge them (EXPO, PA-RL)."""
+"""Decisions for one or several steps at once, and the critics that judge them (EXPO, PA-RL, Q-chunking)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from policies.common.ensemble_mlp import EnsembleMlp, layer_shapes
-from policies.common.normalization import Standardizer
+from policies.common.normalization import standardizer_of, statistics_shapes, statistics_tensors
 from robot_stack.buffer.batches import SequenceBatch
 from robot_stack.core.messages import Array, FloatArray
 from robot_stack.learner.algorithms.adamw import adamw, adamw_tensors
 from robot_stack.learner.algorithms.base import Batches
 from robot_stack.learner.algorithms.critics import Critics
 from robot_stack.learner.algorithms.settings.critics import CriticsConfig
-from robot_stack.learner.algorithms.training import Units, descend
+from robot_stack.learner.algorithms.training import Sharing, Units, descend
 
 CRITICS = "critics"
-OBSERVATION_MEAN = "observation_mean"
-OBSERVATION_STD = "observation_std"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,8 +75,15 @@ def _over_the_stretch(stretch: SequenceBatch, discount: float) -> tuple[FloatArr
 class DecisionCritics:
     """Critics of standardised observations (B, D) and decisions (B, N, K * A), with their targets and optimiser."""
 
-    def __init__(self, config: CriticsConfig, decision_size: int, units: Units, generator: torch.Generator) -> None:
-        self._config, self._units = config, units
+    def __init__(
+        self,
+        config: CriticsConfig,
+        decision_size: int,
+        units: Units,
+        generator: torch.Generator,
+        sharing: Sharing | None = None,
+    ) -> None:
+        self._config, self._units, self._sharing = config, units, sharing
         self._critics = new_critics(config, units.observation_dim + decision_size, generator)
         self._optimizer = adamw([self._critics.online.flat], config.lr)
 
@@ -95,20 +100,21 @@ class DecisionCritics:
         """Target values (B,) if `chosen` (B, K * A) is done at the standardised observation that follows (B, D)."""
         return drawn.return_n + drawn.bootstrap * self._critics.lowest(torch.cat((following, chosen), dim=-1))
 
+    def target_mean(self, following: Tensor, chosen: Tensor) -> Tensor:
+        """The mean (B,) of the targets of all critics, for `chosen` (B, K * A) at standardised observations (B, D)."""
+        return self._critics.target(torch.cat((following, chosen), dim=-1))[..., 0].mean(dim=0)
+
     def learn(self, loss: Tensor, updates: int) -> float:
         """One step down the loss, after which the targets follow; the gradient's norm."""
-        norm = descend(loss, self._critics.online.flat, self._optimizer, self._config.max_gradient_norm, updates)
+        flat, max_norm = self._critics.online.flat, self._config.max_gradient_norm
+        norm = descend(loss, flat, self._optimizer, max_norm, updates, self._sharing)
         self._critics.follow(self._config.polyak)
         return norm
 
     def published(self) -> dict[str, Array]:
         """What `PublishedCritics` reads. Copies."""
-        statistics = self._units.standardizer
-        return {
-            CRITICS: self._critics.online.flat.detach().numpy().copy(),
-            OBSERVATION_MEAN: np.asarray(statistics.mean, np.float32),
-            OBSERVATION_STD: np.asarray(statistics.std, np.float32),
-        }
+        critics = {CRITICS: self._critics.online.flat.detach().numpy().copy()}
+        return critics | statistics_tensors(self._units.standardizer)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor that learning depends on; not copies."""
@@ -120,10 +126,10 @@ class PublishedCritics:
     """The critics of published tensors, as they compare candidates on the edge."""
 
     def __init__(self, config: CriticsConfig, decision_size: int, tensors: Mapping[str, Array]) -> None:
-        mean, std = tensors[OBSERVATION_MEAN], tensors[OBSERVATION_STD]
-        self.standardizer = Standardizer(mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+        self.standardizer = standardizer_of(tensors)
+        inputs = len(self.standardizer.mean) + decision_size
         self._mlp = EnsembleMlp(
-            config.critics, len(mean) + decision_size, config.hidden, 1, last_scale=0.0, generator=torch.Generator()
+            config.critics, inputs, config.hidden, 1, last_scale=0.0, generator=torch.Generator()
         ).requires_grad_(False)
         self._mlp.flat.copy_(torch.from_numpy(np.array(tensors[CRITICS])))
 
@@ -136,11 +142,8 @@ class PublishedCritics:
 def published_shapes(config: CriticsConfig, decision_size: int, observation_dim: int) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of `DecisionCritics.published`."""
     layers = layer_shapes(config.critics, observation_dim + decision_size, config.hidden, 1)
-    return {
-        CRITICS: (sum(math.prod(shape) for shape in layers.values()),),
-        OBSERVATION_MEAN: (observation_dim,),
-        OBSERVATION_STD: (observation_dim,),
-    }
+    critics = {CRITICS: (sum(math.prod(shape) for shape in layers.values()),)}
+    return critics | statistics_shapes(observation_dim)
 
 
 def new_critics(config: CriticsConfig, inputs: int, generator: torch.Generator) -> Critics:

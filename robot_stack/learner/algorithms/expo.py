@@ -55,12 +55,12 @@ class Expo:
     """
 
     def __init__(self, settings: ExpoSettings, ingredients: Ingredients) -> None:
-        self._settings, self._config = settings, settings.update
+        self._settings, self._config, self._sharing = settings, settings.update, ingredients.sharing
         self._units = units = Units(ingredients.action, ingredients.standardizer)
         self._generator = torch.Generator().manual_seed(ingredients.seed)
         self._base = TrainedBase(settings.base, ingredients, self._config.decision_steps)
         size = self._config.decision_steps * units.action_dim
-        self._critics = DecisionCritics(settings.critics, size, units, self._generator)
+        self._critics = DecisionCritics(settings.critics, size, units, self._generator, self._sharing)
         self._edit = GaussianActor(settings.edit, units.observation_dim + size, size, ingredients.seed)
         self._edit_optimizer = adamw([self._edit.mlp.flat], self._config.edit_lr)
         self._log_temperature = nn.Parameter(torch.tensor([math.log(self._config.initial_temperature)]))
@@ -142,7 +142,8 @@ class Expo:
         }
 
     def _descend(self, loss: Tensor, parameters: nn.Parameter, optimizer: torch.optim.Optimizer) -> float:
-        return descend(loss, parameters, optimizer, self._settings.critics.max_gradient_norm, self._updates)
+        norm = self._settings.critics.max_gradient_norm
+        return descend(loss, parameters, optimizer, norm, self._updates, self._sharing)
 
     # ---- what the edge and checkpoints need ----
 

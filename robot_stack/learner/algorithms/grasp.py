@@ -13,7 +13,7 @@ from policies.gaussian.actor import grasp_network
 from policies.gaussian.config import GaussianConfig
 from robot_stack.learner.algorithms.adamw import adamw, adamw_tensors
 from robot_stack.learner.algorithms.settings.sac import GraspConfig
-from robot_stack.learner.algorithms.training import average, descend
+from robot_stack.learner.algorithms.training import Sharing, average, descend
 
 _MIDDLE = 1
 
@@ -22,9 +22,14 @@ class GraspCritic:
     """The network, its target and its update."""
 
     def __init__(
-        self, config: GraspConfig, actor: GaussianConfig, observation_dim: int, generator: torch.Generator
+        self,
+        config: GraspConfig,
+        actor: GaussianConfig,
+        observation_dim: int,
+        generator: torch.Generator,
+        sharing: Sharing | None = None,
     ) -> None:
-        self._config = config
+        self._config, self._sharing = config, sharing
         self.network = grasp_network(actor, observation_dim, generator)
         self._target = grasp_network(actor, observation_dim, torch.Generator()).requires_grad_(False)
         self._target.load_state_dict(self.network.state_dict())
@@ -50,7 +55,7 @@ class GraspCritic:
             target = return_n - self._config.penalty * (choice != _MIDDLE) + bootstrap * value
         estimate = self.network(observation)[0].gather(1, choice[:, None])[:, 0]
         loss = (estimate - target).square().mean()
-        descend(loss, self.network.flat, self._optimizer, max_norm, updates)
+        descend(loss, self.network.flat, self._optimizer, max_norm, updates, self._sharing)
         average(self._target.flat, self.network.flat, polyak)
         return {"grasp_loss": loss.item(), "grasp_q_mean": estimate.mean().item()}
 

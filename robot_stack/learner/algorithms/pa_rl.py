@@ -67,7 +67,7 @@ class PaRl:
         self._generator = torch.Generator().manual_seed(ingredients.seed)
         self._base = TrainedBase(settings.base, ingredients, self._config.decision_steps)
         self._size = self._config.decision_steps * self._units.action_dim
-        self._critics = DecisionCritics(settings.critics, self._size, self._units, self._generator)
+        self._critics = DecisionCritics(settings.critics, self._size, self._units, self._generator, ingredients.sharing)
         self._updates = 0
 
     @property

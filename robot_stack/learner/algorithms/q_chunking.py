@@ -32,20 +32,11 @@ from robot_stack.core.errors import ConfigError
 from robot_stack.core.messages import Array, FloatArray, Observation
 from robot_stack.core.protocols import Policy
 from robot_stack.core.specs import Feature
-from robot_stack.learner.algorithms.adamw import adamw, adamw_tensors
 from robot_stack.learner.algorithms.base import Batches, HalfAndHalf, Ingredients, Recipe
-from robot_stack.learner.algorithms.decisions import (
-    CRITICS,
-    OBSERVATION_MEAN,
-    OBSERVATION_STD,
-    PublishedCritics,
-    new_critics,
-    paired,
-    published_shapes,
-)
+from robot_stack.learner.algorithms.decisions import DecisionCritics, PublishedCritics, published_shapes
 from robot_stack.learner.algorithms.settings.q_chunking import QChunkingSettings
 from robot_stack.learner.algorithms.trained_base import TrainedBase, check_published, published_base
-from robot_stack.learner.algorithms.training import Units, descend, restore, saved
+from robot_stack.learner.algorithms.training import Units, restore, saved
 
 
 def build(settings: QChunkingSettings, ingredients: Ingredients) -> Recipe:
@@ -90,9 +81,8 @@ class QChunking:
         self._units = units = Units(ingredients.action, ingredients.standardizer)
         self._generator = torch.Generator().manual_seed(ingredients.seed)
         self._base = TrainedBase(settings.base, ingredients, self._config.decision_steps)
-        inputs = units.observation_dim + self._config.decision_steps * units.action_dim
-        self._critics = new_critics(settings.critics, inputs, self._generator)
-        self._optimizer = adamw([self._critics.online.flat], settings.critics.lr)
+        chunk_size = self._config.decision_steps * units.action_dim
+        self._critics = DecisionCritics(settings.critics, chunk_size, units, self._generator, ingredients.sharing)
         self._updates = 0
 
     @property
@@ -122,9 +112,7 @@ class QChunking:
         chunk = self._executed(batch)
         estimate = self.values(self._units.observe(batch.observation[:, 0]), chunk[:, None])[..., 0]
         loss = (weight * (estimate - target).square()).mean(dim=1).sum()
-        critics = self._settings.critics
-        norm = descend(loss, self._critics.online.flat, self._optimizer, critics.max_gradient_norm, self._updates)
-        self._critics.follow(critics.polyak)
+        norm = self._critics.learn(loss, self._updates)
         self._updates += 1
         return {
             "critic_loss": loss.item(),
@@ -135,8 +123,7 @@ class QChunking:
 
     def values(self, observation: Tensor, chunks: Tensor) -> Tensor:
         """What every critic says, (E, B, N), of standardised observations (B, D), each with chunks (B, N, h * A)."""
-        said = self._critics.values(paired(observation, chunks))
-        return said.view(-1, *chunks.shape[:2])
+        return self._critics.values(observation, chunks)
 
     @torch.no_grad()
     def _targets(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
@@ -144,9 +131,8 @@ class QChunking:
         returns = chunk_returns(batch, self._settings.discount)
         following = self._units.observe(batch.next_observation)
         chunks = self._base.decisions(batch.next_observation, self._config.candidates, self._generator)
-        best = self.values(following, chunks).mean(dim=0).argmax(dim=1)
-        chosen = chunks[torch.arange(len(chunks)), best]
-        value = self._critics.target(torch.cat((following, chosen), dim=-1))[..., 0].mean(dim=0)
+        chosen = chunks[torch.arange(len(chunks)), self._critics.mean(following, chunks).argmax(dim=1)]
+        value = self._critics.target_mean(following, chosen)
         target: Tensor = torch.from_numpy(returns.return_h) + torch.from_numpy(returns.bootstrap) * value
         return target, torch.from_numpy(returns.weight)
 
@@ -160,12 +146,7 @@ class QChunking:
 
     def actor_tensors(self) -> dict[str, Array]:
         """What `chunk_policy` reads: base policy, critics and the observations' statistics. Copies."""
-        statistics = self._units.standardizer
-        return self._base.published() | {
-            CRITICS: self._critics.online.flat.detach().numpy().copy(),
-            OBSERVATION_MEAN: np.asarray(statistics.mean, np.float32),
-            OBSERVATION_STD: np.asarray(statistics.std, np.float32),
-        }
+        return self._base.published() | self._critics.published()
 
     def state(self) -> dict[str, Array]:
         return saved(self._tensors(), self._updates, self._generator)
@@ -174,9 +155,7 @@ class QChunking:
         self._updates = restore(self._tensors(), self._generator, tensors)
 
     def _tensors(self) -> dict[str, Tensor]:
-        """Every tensor that learning depends on, by name."""
-        tensors = {"critics": self._critics.online.flat, "critics_target": self._critics.target.flat}
-        return self._base.tensors() | tensors | adamw_tensors(self._optimizer, "critics_optimizer")
+        return self._base.tensors() | self._critics.tensors()
 
 
 class ChunkValue:

@@ -7,10 +7,10 @@ the actor ascends the mean of all critics. Polyak averages of actor and critics 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from policies.common.normalization import Standardizer
 from policies.residual.actor import ResidualActor, actor_tensors
@@ -21,24 +21,35 @@ from robot_stack.core.specs import Feature
 from robot_stack.learner.algorithms.adamw import adamw, adamw_tensors
 from robot_stack.learner.algorithms.base import Batches, HalfAndHalf, Ingredients, Recipe
 from robot_stack.learner.algorithms.critics import Critics
+from robot_stack.learner.algorithms.senses import Senses, Vision, with_pictures
 from robot_stack.learner.algorithms.settings.residual_td3 import ResidualTd3Config, ResidualTd3Settings
-from robot_stack.learner.algorithms.training import Units, average, descend, restore, saved
+from robot_stack.learner.algorithms.training import Sharing, Units, average, descend, restore, saved
+from robot_stack.learner.curation import EveryStep
 
 _MINIMUM_OVER = 2
 
 
 def build(settings: ResidualTd3Settings, ingredients: Ingredients) -> Recipe:
     """From settings to what the learner's loop runs."""
+    vision = Vision.of(settings, ingredients)
     algorithm = ResidualTd3(
-        settings.update, settings.residual, ingredients.action, ingredients.standardizer, ingredients.seed
+        settings.update,
+        settings.residual,
+        ingredients.action,
+        ingredients.standardizer,
+        ingredients.seed,
+        ingredients.sharing,
+        vision,
     )
-    return Recipe(algorithm, settings.n_step, HalfAndHalf(settings.demonstration_share))
+    mix = HalfAndHalf(settings.demonstration_share)
+    return Recipe(algorithm, settings.n_step, mix, curator=with_pictures(EveryStep(), vision))
 
 
 class ResidualTd3:
     """The algorithm's state and its update; an `Algorithm`.
 
-    All randomness comes from one generator seeded by `seed`, so that equal batches give equal parameters on one CPU.
+    `vision`: pictures that actor and critics read beside the vectors (`Senses`). All randomness comes from one
+    generator seeded by `seed`, so that equal batches give equal parameters on one CPU.
     """
 
     def __init__(
@@ -48,16 +59,20 @@ class ResidualTd3:
         action: Feature,
         observation: Standardizer,
         seed: int,
+        sharing: Sharing | None = None,
+        vision: Vision | None = None,
     ) -> None:
-        self._config = config
+        self._config, self._sharing = config, sharing
         self._units = units = Units(action, observation)
         self._generator = torch.Generator().manual_seed(seed)
-        self._actor = ResidualActor(residual, units.observation_dim, units.action_dim, seed)
-        inputs = units.observation_dim + units.action_dim
+        self._senses = senses = Senses(units, vision, seed, self._generator)
+        self._actor = ResidualActor(residual, senses.dim, units.action_dim, seed)
+        inputs = senses.dim + units.action_dim
         self._critics = Critics(config.critics, _MINIMUM_OVER, inputs, config.critic_hidden, self._generator)
-        self._actor_target = ResidualActor(residual, units.observation_dim, units.action_dim, seed)
+        self._actor_target = ResidualActor(residual, senses.dim, units.action_dim, seed)
         self._actor_target.requires_grad_(False)
-        self._critic_optimizer = adamw([self._critics.online.flat], config.critic_lr)
+        self._critic_parameters = [self._critics.online.flat, *senses.parameters]
+        self._critic_optimizer = adamw(self._critic_parameters, config.critic_lr)
         self._actor_optimizer = adamw([self._actor.mlp.flat], config.actor_lr)
         self._updates = 0
 
@@ -66,29 +81,29 @@ class ResidualTd3:
         return self._updates
 
     def update(self, batches: Batches) -> dict[str, float]:
-        return self.learn(batches.transitions())
+        return self.learn(self._senses.draw(batches))
 
     def learn(self, batch: TransitionBatch) -> dict[str, float]:
         """One critic update and, when it is due, one actor update."""
-        observation = self._units.observe(batch.observation)
+        observation = self._senses.present(batch)
         metrics = self._update_critic(batch, observation)
         self._updates += 1
         past_warmup = self._updates > self._config.critic_only_updates
         if past_warmup and self._updates % self._config.actor_every == 0:
-            metrics |= self._update_actor(observation, self._units.act(batch.action_base))
+            metrics |= self._update_actor(observation.detach(), self._units.act(batch.action_base))
         return metrics
 
     def _update_critic(self, batch: TransitionBatch, observation: Tensor) -> dict[str, float]:
         inputs = torch.cat((observation, self._units.act(batch.action)), dim=-1)
         loss, estimate = self._critics.loss(inputs, self._target(batch))
-        norm = self._descend(loss, self._critics.online.flat, self._critic_optimizer)
+        norm = self._descend(loss, self._critic_parameters, self._critic_optimizer)
         self._critics.follow(self._config.polyak)
         return {"critic_loss": loss.item(), "q_mean": estimate.mean().item(), "critic_gradient": norm}
 
     @torch.no_grad()
     def _target(self, batch: TransitionBatch) -> Tensor:
         config, units = self._config, self._units
-        next_observation, next_base = units.observe(batch.next_observation), units.act(batch.next_action_base)
+        next_observation, next_base = self._senses.following(batch), units.act(batch.next_action_base)
         noise = torch.empty_like(next_base).normal_(0.0, config.target_noise, generator=self._generator)
         noise.clamp_(-config.target_noise_clip, config.target_noise_clip)
         action = (next_base + self._actor_target(next_observation, next_base) + noise).clamp_(-1.0, 1.0)
@@ -104,11 +119,13 @@ class ResidualTd3:
         average(self._actor_target.mlp.flat, self._actor.mlp.flat, self._config.polyak)
         return {"actor_value": value.item(), "residual": residual.abs().mean().item(), "actor_gradient": norm}
 
-    def _descend(self, loss: Tensor, parameters: torch.nn.Parameter, optimizer: torch.optim.Optimizer) -> float:
-        return descend(loss, parameters, optimizer, self._config.max_gradient_norm, self._updates)
+    def _descend(
+        self, loss: Tensor, parameters: nn.Parameter | Sequence[nn.Parameter], optimizer: torch.optim.Optimizer
+    ) -> float:
+        return descend(loss, parameters, optimizer, self._config.max_gradient_norm, self._updates, self._sharing)
 
     def actor_tensors(self) -> dict[str, Array]:
-        return actor_tensors(self._actor, self._units.standardizer)
+        return actor_tensors(self._actor, self._units.standardizer) | self._senses.published()
 
     def state(self) -> dict[str, Array]:
         return saved(self._state_tensors(), self._updates, self._generator)
@@ -118,7 +135,7 @@ class ResidualTd3:
 
     def _state_tensors(self) -> dict[str, Tensor]:
         """Every tensor that learning depends on, by name."""
-        tensors: dict[str, Tensor] = {}
+        tensors = self._senses.state_tensors()
         networks = {
             "actor": self._actor,
             "critic": self._critics.online,

@@ -24,12 +24,15 @@ from robot_stack.learner.algorithms.adamw import adamw, adamw_tensors
 from robot_stack.learner.algorithms.base import Batches, HalfAndHalf, Ingredients, Recipe
 from robot_stack.learner.algorithms.critics import Critics, Histogram
 from robot_stack.learner.algorithms.grasp import GraspCritic
+from robot_stack.learner.algorithms.senses import Senses, Vision, with_pictures
 from robot_stack.learner.algorithms.settings.sac import GraspConfig, SacConfig, SacSettings
-from robot_stack.learner.algorithms.training import Units, descend, restore, saved
+from robot_stack.learner.algorithms.training import Sharing, Units, descend, restore, saved
+from robot_stack.learner.curation import EveryStep
 
 
 def build(settings: SacSettings, ingredients: Ingredients) -> Recipe:
     """From settings to what the learner's loop runs."""
+    vision = Vision.of(settings, ingredients)
     algorithm = Sac(
         settings.update,
         settings.actor,
@@ -37,16 +40,19 @@ def build(settings: SacSettings, ingredients: Ingredients) -> Recipe:
         ingredients.standardizer,
         ingredients.seed,
         grasp=settings.grasp,
+        sharing=ingredients.sharing,
+        vision=vision,
     )
-    return Recipe(algorithm, settings.n_step, HalfAndHalf(settings.demonstration_share))
+    mix = HalfAndHalf(settings.demonstration_share)
+    return Recipe(algorithm, settings.n_step, mix, curator=with_pictures(EveryStep(), vision))
 
 
 class Sac:
     """The algorithm's state and its update; an `Algorithm`.
 
     With `actor.gripper` that element of the action is chosen by a critic of its own; actor and critics then know the
-    others alone. All randomness comes from one generator seeded by `seed`, so that equal batches give equal parameters
-    on one CPU.
+    others alone. `vision`: pictures that all networks read beside the vectors (`Senses`). All randomness comes from one
+    generator seeded by `seed`, so that equal batches give equal parameters on one CPU.
     """
 
     def __init__(
@@ -57,21 +63,25 @@ class Sac:
         observation: Standardizer,
         seed: int,
         grasp: GraspConfig | None = None,
+        sharing: Sharing | None = None,
+        vision: Vision | None = None,
     ) -> None:
-        self._config = config
+        self._config, self._sharing = config, sharing
         self._units = units = Units(action, observation)
         self._generator = torch.Generator().manual_seed(seed)
         self._continuous = torch.tensor(actor.continuous(units.action_dim))
-        self._actor = GaussianActor(actor, units.observation_dim, units.action_dim, seed)
+        self._senses = senses = Senses(units, vision, seed, self._generator)
+        self._actor = GaussianActor(actor, senses.dim, units.action_dim, seed)
         histogram = Histogram(config.value_min, config.value_max, config.bins) if config.bins else None
-        inputs = units.observation_dim + len(self._continuous)
+        inputs = senses.dim + len(self._continuous)
         self._critics = Critics(config.critics, config.subset, inputs, config.critic_hidden, self._generator, histogram)
         self._gripper, self._grasp = actor.gripper, None
         if actor.gripper is not None:
-            self._grasp = GraspCritic(grasp or GraspConfig(), actor, units.observation_dim, self._generator)
+            self._grasp = GraspCritic(grasp or GraspConfig(), actor, senses.dim, self._generator, sharing)
         self._log_temperature = nn.Parameter(torch.tensor([math.log(config.initial_temperature)]))
         self._target_entropy = config.target_entropy * len(self._continuous)
-        self._critic_optimizer = adamw([self._critics.online.flat], config.critic_lr)
+        self._critic_parameters = [self._critics.online.flat, *senses.parameters]
+        self._critic_optimizer = adamw(self._critic_parameters, config.critic_lr)
         self._actor_optimizer = adamw([self._actor.mlp.flat], config.actor_lr)
         self._temperature_optimizer = adamw([self._log_temperature], config.temperature_lr)
         self._updates = 0
@@ -86,30 +96,30 @@ class Sac:
         return math.exp(self._log_temperature.item())
 
     def update(self, batches: Batches) -> dict[str, float]:
-        return self.learn(batches.transitions())
+        return self.learn(self._senses.draw(batches))
 
     def learn(self, batch: TransitionBatch) -> dict[str, float]:
         """One critic update and, when it is due, one update of the actor and the temperature."""
-        observation, action = self._units.observe(batch.observation), self._units.act(batch.action)
+        observation, action = self._senses.present(batch), self._units.act(batch.action)
         metrics = self._update_critics(batch, observation, action)
         self._updates += 1
         past_warmup = self._updates > self._config.critic_only_updates
         if past_warmup and self._updates % self._config.actor_every == 0:
-            metrics |= self._update_actor(observation)
+            metrics |= self._update_actor(observation.detach())
         return metrics
 
     def _update_critics(self, batch: TransitionBatch, observation: Tensor, action: Tensor) -> dict[str, float]:
         config = self._config
-        next_observation = self._units.observe(batch.next_observation)
+        next_observation = self._senses.following(batch)
         inputs = torch.cat((observation, action.index_select(1, self._continuous)), dim=1)
-        loss, estimate = self._critics.loss(inputs, self.target(batch))
-        flat, norm = self._critics.online.flat, config.max_gradient_norm
-        gradient = descend(loss, flat, self._critic_optimizer, norm, self._updates)
+        loss, estimate = self._critics.loss(inputs, self._target(batch, next_observation))
+        trained, norm = self._critic_parameters, config.max_gradient_norm
+        gradient = descend(loss, trained, self._critic_optimizer, norm, self._updates, self._sharing)
         metrics = {"critic_loss": loss.item(), "q_mean": estimate.mean().item(), "critic_gradient": gradient}
         self._critics.follow(config.polyak)
         if self._grasp is not None:
             metrics |= self._grasp.learn(
-                observation,
+                observation.detach(),
                 action[:, self._gripper],
                 torch.from_numpy(batch.return_n),
                 torch.from_numpy(batch.bootstrap),
@@ -120,10 +130,12 @@ class Sac:
             )
         return metrics
 
-    @torch.no_grad()
     def target(self, batch: TransitionBatch) -> Tensor:
         """What the critics' values (B,) of a batch should be: it draws the next actions and the critics' subset."""
-        next_observation = self._units.observe(batch.next_observation)
+        return self._target(batch, self._senses.following(batch))
+
+    @torch.no_grad()
+    def _target(self, batch: TransitionBatch, next_observation: Tensor) -> Tensor:
         action, log_prob = self._actor.sample(next_observation, self._noise(len(batch)))
         value = self._critics.lowest(torch.cat((next_observation, action), dim=1))
         if self._config.backup_entropy:
@@ -136,8 +148,9 @@ class Sac:
         value = self._critics.values(torch.cat((observation, action), dim=1)).mean()
         entropy = -log_prob.mean()
         loss = -value - temperature * entropy
-        norm = descend(loss, self._actor.mlp.flat, self._actor_optimizer, config.max_gradient_norm, self._updates)
-        found = entropy.item()
+        flat, sharing = self._actor.mlp.flat, self._sharing
+        norm = descend(loss, flat, self._actor_optimizer, config.max_gradient_norm, self._updates, sharing)
+        found = (entropy if sharing is None else sharing.mean(entropy.detach())).item()
         self._log_temperature.grad = torch.full_like(
             self._log_temperature, temperature * (found - self._target_entropy)
         )
@@ -149,7 +162,7 @@ class Sac:
 
     def actor_tensors(self) -> dict[str, Array]:
         grasp = None if self._grasp is None else self._grasp.network
-        return actor_tensors(self._actor, self._units.standardizer, grasp)
+        return actor_tensors(self._actor, self._units.standardizer, grasp) | self._senses.published()
 
     def state(self) -> dict[str, Array]:
         return saved(self._state_tensors(), self._updates, self._generator)
@@ -159,7 +172,7 @@ class Sac:
 
     def _state_tensors(self) -> dict[str, Tensor]:
         """Every tensor that learning depends on, by name."""
-        tensors: dict[str, Tensor] = {"log_temperature": self._log_temperature}
+        tensors: dict[str, Tensor] = {"log_temperature": self._log_temperature} | self._senses.state_tensors()
         networks = {"actor": self._actor, "critic": self._critics.online, "critic_target": self._critics.target}
         for network, module in networks.items():
             tensors |= {f"{network}.{name}": value for name, value in module.state_dict().items()}

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from policies.common.denoiser import Denoiser
-from policies.common.store import check_shapes
+from policies.common.store import check_finite, check_shapes
 from policies.generative.config import FlowPath, GenerativeConfig
 from policies.generative.objectives import training_loss
 from policies.generative.policy import GenerativePolicy, load_weights
@@ -21,6 +21,7 @@ from robot_stack.core.messages import Array, FloatArray
 from robot_stack.learner.algorithms.adamw import adamw_of_module, adamw_tensors
 from robot_stack.learner.algorithms.base import Ingredients
 from robot_stack.learner.algorithms.settings.trained_base import BaseTraining
+from robot_stack.learner.algorithms.training import shared
 
 BASE = "base."
 
@@ -39,7 +40,7 @@ class TrainedBase:
                 f"algorithm.update.decision_steps is {decision_steps}; allowed for this base policy: 1 to its horizon, "
                 f"{base.spec.horizon}"
             )
-        self._config, self._decision_steps = config, decision_steps
+        self._config, self._decision_steps, self._sharing = config, decision_steps, ingredients.sharing
         self.horizon = base.spec.horizon
         self._policy_config = sampled_as(base.config, config)
         lower, upper = (
@@ -92,9 +93,8 @@ class TrainedBase:
         wanted = (chunks * self._reach + self._middle - self._centre) / self._half_range
         process, condition = self._policy_config.process, self._condition(observation)
         loss = training_loss(self.net, process, wanted, condition, generator, weight=weight)
-        for parameter, gradient in zip(
-            self._parameters, torch.autograd.grad(loss, self._parameters, allow_unused=True), strict=True
-        ):
+        gradients = shared(torch.autograd.grad(loss, self._parameters, allow_unused=True), self._sharing)
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._config.max_gradient_norm)
         if not torch.isfinite(norm):
@@ -164,14 +164,9 @@ def published_base(
 
 def check_published(tensors: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]], version: int) -> None:
     """PolicyError unless the tensors beside the base's are those of `shapes`, and all are finite."""
-    check_shapes(
-        {name: value for name, value in tensors.items() if not name.startswith(BASE)}, shapes, f"weights {version}"
-    )
-    for name, value in tensors.items():
-        if not np.isfinite(value).all():
-            raise PolicyError(
-                f"weights {version}: tensor '{name}' has NaN or infinity; the training diverged, use older weights"
-            )
+    origin = f"weights {version}"
+    check_shapes({name: value for name, value in tensors.items() if not name.startswith(BASE)}, shapes, origin)
+    check_finite(tensors, origin)
 
 
 def _copy_of(base: GenerativePolicy) -> Denoiser:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -34,22 +35,51 @@ class Units:
         return ((torch.from_numpy(action) - self._centre) / self._half_range).clamp_(-1.0, 1.0)
 
 
+class Sharing(Protocol):
+    """The ranks that make every update together (`robot_stack.learner.cluster`); each has drawn its part of the batch.
+
+    Whatever an update takes from its batch has to pass through `mean` before a parameter depends on it.
+    """
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """The mean of the ranks' tensors of this shape, float32: the same bits on every rank. May be `tensor`
+        itself, changed. All ranks call it equally often and in the same order."""
+
+
 def descend(
-    loss: Tensor, parameters: nn.Parameter, optimizer: torch.optim.Optimizer, max_norm: float, updates: int
+    loss: Tensor,
+    parameters: nn.Parameter | Sequence[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    max_norm: float,
+    updates: int,
+    sharing: Sharing | None = None,
 ) -> float:
-    """One step of the optimiser, the gradient scaled down to `max_norm`; its norm before that.
+    """One step of the optimiser, the gradient of all parameters together scaled down to `max_norm`; its norm before.
 
     PolicyError, and nothing has changed, if the gradient is not finite. `updates`: how many there were before.
+    `sharing`: the gradient is the mean over these ranks.
     """
-    (gradient,) = torch.autograd.grad(loss, parameters)
-    norm = gradient.norm().item()
+    trained = [parameters] if isinstance(parameters, nn.Parameter) else list(parameters)
+    gradients = [one for one in shared(torch.autograd.grad(loss, trained), sharing) if one is not None]
+    norm = math.hypot(*(gradient.norm().item() for gradient in gradients))
     if not math.isfinite(norm):
         raise PolicyError(f"the gradient at update {updates} is not finite; look at the last batch's rewards")
-    if norm > max_norm:
-        gradient.mul_(max_norm / norm)
-    parameters.grad = gradient
+    for parameter, gradient in zip(trained, gradients, strict=True):
+        if norm > max_norm:
+            gradient.mul_(max_norm / norm)
+        parameter.grad = gradient
     optimizer.step()
     return norm
+
+
+def shared(gradients: Sequence[Tensor | None], sharing: Sharing | None) -> Sequence[Tensor | None]:
+    """The ranks' mean of gradients, all in one message; None where a parameter was not used, on every rank alike."""
+    if sharing is None:
+        return gradients
+    used = [gradient for gradient in gradients if gradient is not None]
+    whole = sharing.mean(torch.cat([one.flatten() for one in used]))
+    means = iter(torch.split(whole, [one.numel() for one in used]))
+    return [None if one is None else next(means).view_as(one) for one in gradients]
 
 
 @torch.no_grad()

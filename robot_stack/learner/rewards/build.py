@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
+from robot_stack.core.direction import Direction
 from robot_stack.core.errors import ConfigError
+from robot_stack.core.messages import Step
 from robot_stack.core.protocols import RewardModel
+from robot_stack.core.specs import Feature
 from robot_stack.learner.curation import Curator
+from robot_stack.learner.rewards.directed import DirectedReward
 from robot_stack.learner.rewards.labels import HumanLabels
 from robot_stack.learner.rewards.predicate import InjectedErrors, TaskPredicate
 from robot_stack.learner.rewards.relabel import RewardedCurator
@@ -14,6 +20,7 @@ from robot_stack.learner.rewards.settings import (
     ClassifierSettings,
     GoalImageSettings,
     HumanLabelSettings,
+    MedalSettings,
     RewardSettings,
     TaskPredicateSettings,
     VlmSettings,
@@ -30,8 +37,20 @@ def build_reward_model(settings: RewardSettings) -> RewardModel:
     return HumanLabels(Path(settings.labels), otherwise=model) if settings.labels else model
 
 
-def rewarded(curator: Curator, settings: RewardSettings) -> Curator:
-    """The curator with the rewards of these settings; itself where the recorded ones stand as they are."""
+def rewarded(
+    curator: Curator,
+    settings: RewardSettings,
+    demonstrations: Sequence[Sequence[Step]] = (),
+    observation: Mapping[str, Feature] = MappingProxyType({}),
+) -> Curator:
+    """The curator with the rewards of these settings; itself where the recorded ones stand as they are.
+
+    `demonstrations`, and the observed features: what MEDAL compares with.
+    """
+    if isinstance(settings, MedalSettings):
+        from robot_stack.learner.rewards.medal import MedalCurator, PlaceReader  # loads torch
+
+        return MedalCurator(curator, settings, PlaceReader(observation, settings.places), demonstrations)
     if isinstance(settings, TaskPredicateSettings) and not settings.labels and not settings.has_errors:
         return curator
     return RewardedCurator(curator, build_reward_model(settings), settings.consecutive)
@@ -41,7 +60,11 @@ def _model(settings: RewardSettings) -> RewardModel:
     if isinstance(settings, ClassifierSettings):
         from robot_stack.learner.rewards.classifier import RewardClassifier  # loads torch
 
-        return RewardClassifier.load(_folder(settings.folder))
+        forward = RewardClassifier.load(_folder(settings.folder))
+        if not settings.backward:
+            return forward
+        backward = RewardClassifier.load(Path(settings.backward))
+        return DirectedReward({Direction.FORWARD: forward, Direction.BACKWARD: backward})
     if isinstance(settings, GoalImageSettings):
         from robot_stack.learner.rewards.classifier import RewardClassifier
         from robot_stack.learner.rewards.goals import GoalImages

@@ -52,9 +52,11 @@ class HumanLabelSettings(RewardSettings, frozen=True, kw_only=True, tag="human_l
 
 
 class ClassifierSettings(RewardSettings, frozen=True, kw_only=True, tag="classifier"):
-    """A trained classifier of success; `folder`: where it was saved."""
+    """A trained classifier of success; `folder`: where it was saved. `backward`: of the one that judges the backward
+    direction of a task that can be undone, '' if one judges all."""
 
     folder: str = ""
+    backward: str = ""
 
 
 class VlmSettings(RewardSettings, frozen=True, kw_only=True, tag="vlm"):
@@ -86,7 +88,39 @@ class GoalImageSettings(RewardSettings, frozen=True, kw_only=True, tag="goal_ima
     classifier: str = ""
 
 
-AnyReward = TaskPredicateSettings | HumanLabelSettings | ClassifierSettings | VlmSettings | GoalImageSettings
+class MedalSettings(RewardSettings, frozen=True, kw_only=True, tag="medal"):
+    """Backward steps are paid for states that look demonstrated (`robot_stack.learner.rewards.medal`); forward ones as
+    recorded. Published: 128 hidden units, learning rate 3e-4, mixup, batches of 512, rewards of 10 times -log(1 - D).
+
+    Attributes:
+        places: names of the elements of observed vectors that the discriminator reads.
+        visited: newest states of backward practice that it learns from, one update for each new one.
+        reward_scale: 1 - discount over log 2 makes the value of a state that is as often visited as demonstrated 1.
+    """
+
+    places: tuple[str, ...] = ("tool_x_m", "tool_y_m", "tool_z_m", "tool_yaw_rad")
+    hidden: int = 128
+    lr: float = 3e-4
+    mixup: bool = True
+    batch_size: int = 256
+    visited: int = 2_000
+    reward_scale: float = 0.03
+    seed: int = 0
+
+    def positive(self) -> tuple[str, ...]:
+        return (*super().positive(), "hidden", "lr", "batch_size", "visited", "reward_scale")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.has_errors or self.labels or self.consecutive != 1:
+            raise ConfigError(
+                "reward=medal keeps the recorded successes; labels, consecutive and error rates belong to other rewards"
+            )
+
+
+AnyReward = (
+    TaskPredicateSettings | HumanLabelSettings | ClassifierSettings | VlmSettings | GoalImageSettings | MedalSettings
+)
 
 REWARD_PRESETS: dict[str, RewardSettings] = {
     "task_predicate": TaskPredicateSettings(),
@@ -94,6 +128,7 @@ REWARD_PRESETS: dict[str, RewardSettings] = {
     "classifier": ClassifierSettings(),
     "vlm": VlmSettings(),
     "goal_image": GoalImageSettings(),
+    "medal": MedalSettings(),
 }
 
 

@@ -8,9 +8,14 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from robot_stack.learner.algorithms.settings.base import AlgorithmSettings, ChunkPolicySettings, ResidualSettings
+from robot_stack.learner.algorithms.settings.base import (
+    AlgorithmSettings,
+    ChunkPolicySettings,
+    ResidualSettings,
+    StepSettings,
+)
 
-__all__ = ["ALGORITHM_PRESETS", "AlgorithmSettings", "ChunkPolicySettings", "ResidualSettings"]
+__all__ = ["ALGORITHM_PRESETS", "AlgorithmSettings", "ChunkPolicySettings", "ResidualSettings", "StepSettings"]
 
 
 def _find_presets() -> dict[str, AlgorithmSettings]:

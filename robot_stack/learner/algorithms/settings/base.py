@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar, Self
 
+from policies.pixels.config import PixelsConfig
 from policies.residual.config import ExplorationConfig, ResidualConfig
 from robot_stack.core.checked import Checked
+from robot_stack.core.errors import ConfigError
+
+ALL_CAMERAS = "all"
 
 
 class AlgorithmSettings(Checked, frozen=True, kw_only=True):
@@ -50,7 +54,36 @@ class AlgorithmSettings(Checked, frozen=True, kw_only=True):
         return {}
 
 
-class ResidualSettings(AlgorithmSettings, frozen=True, kw_only=True):
+class StepSettings(AlgorithmSettings, frozen=True, kw_only=True):
+    """An algorithm whose weights act at every step.
+
+    Attributes:
+        images: names of the cameras whose pictures its networks read beside the vectors; [all]: those that the task's
+            features name. Not every algorithm can (`reads_images`). See docs/images-in-rl.md.
+        vision: their encoder.
+        image_memory_bytes: memory for the newest pictures of practice; older ones are read from the learner's log.
+    """
+
+    reads_images: ClassVar[bool] = False
+
+    images: tuple[str, ...] = ()
+    vision: PixelsConfig = PixelsConfig()
+    image_memory_bytes: int = 1 << 30
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.images and not self.reads_images:
+            raise ConfigError(
+                f"algorithm.images is {self.images}, and {self.module} reads vectors only: leave it out, or choose "
+                "algorithm=residual_td3, sac, rlpd or hil_serl"
+            )
+        if len(set(self.images)) < len(self.images) or (ALL_CAMERAS in self.images and len(self.images) > 1):
+            raise ConfigError(f"algorithm.images is {self.images}; allowed: every camera once, or [{ALL_CAMERAS}]")
+        if self.image_memory_bytes < 0:
+            raise ConfigError(f"algorithm.image_memory_bytes is {self.image_memory_bytes}; allowed: 0 or more")
+
+
+class ResidualSettings(StepSettings, frozen=True, kw_only=True):
     """An algorithm whose weights are a residual actor's (`policies.residual`): a small correction at every step."""
 
     residual: ResidualConfig = ResidualConfig()

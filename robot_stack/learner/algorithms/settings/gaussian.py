@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 from policies.gaussian.config import GaussianConfig
-from robot_stack.learner.algorithms.settings.base import AlgorithmSettings
+from robot_stack.learner.algorithms.settings.base import StepSettings
 
 
-class GaussianSettings(AlgorithmSettings, frozen=True, kw_only=True):
+class GaussianSettings(StepSettings, frozen=True, kw_only=True):
     """An algorithm whose weights are a Gaussian actor's (`policies.gaussian`): it acts by itself at every step.
 
     Its actions need not stay near the base policy's, and its first weights may change every action.

@@ -18,6 +18,7 @@ class HilSerlSettings(GaussianSettings, frozen=True, kw_only=True, tag_field="ki
     """
 
     module: ClassVar[str] = "hil_serl"
+    reads_images: ClassVar[bool] = True
 
     exploration: ExplorationConfig = ExplorationConfig(warmup_steps=100, warmup_noise=0.0)
     updates_per_step: float = 2.0

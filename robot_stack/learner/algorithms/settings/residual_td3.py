@@ -48,6 +48,7 @@ class ResidualTd3Settings(ResidualSettings, frozen=True, kw_only=True, tag_field
     """Residual off-policy RL: actor, updates, exploration, replay."""
 
     module: ClassVar[str] = "residual_td3"
+    reads_images: ClassVar[bool] = True
 
     n_step: int = 5
     update: ResidualTd3Config = ResidualTd3Config()

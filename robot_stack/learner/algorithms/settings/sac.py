@@ -95,6 +95,7 @@ class SacSettings(GaussianSettings, frozen=True, kw_only=True, tag_field="kind",
     """
 
     module: ClassVar[str] = "sac"
+    reads_images: ClassVar[bool] = True
 
     update: SacConfig = SacConfig()
     grasp: GraspConfig = GraspConfig()
