@@ -131,6 +131,15 @@ def _cluster(arguments: argparse.Namespace) -> int:
     return practise_on_cluster(arguments.overrides)
 
 
+def _teleop(arguments: argparse.Namespace) -> int:
+    from robot_stack.apps.process import Lifetime
+    from robot_stack.apps.teleop import run_teleop
+
+    with Lifetime() as life:
+        run_teleop(arguments.overrides, life.running, life.sleep)
+    return 0
+
+
 def _collect(arguments: argparse.Namespace) -> int:
     from robot_stack.apps.collect import collect
     from robot_stack.apps.layout import RunLayout
@@ -275,6 +284,12 @@ SUBCOMMANDS: dict[str, _Subcommand] = {
         "store the steps, improve the policy, publish weights",
         "Needs the run's demonstrations and trained policy. Continues from the run's folder after any stop.",
         _learner,
+    ),
+    "teleop": _Subcommand(
+        "serve the page in the browser: watch, take over, rewind, correct, label, stop",
+        "Shows the robots of running edges (edge.operator=seat). The first start makes tokens and prints them once. "
+        "See docs/teleoperation.md.",
+        _teleop,
     ),
     "cluster": _Subcommand(
         "practise on the machines of a Ray cluster: robots where they are, the learner on several nodes",

@@ -61,7 +61,7 @@ def remote_robot(network: NetworkConfig, keys: KeyStore, key_name: str = EDGE_KE
 
 def free_network() -> NetworkConfig:
     """Loopback addresses and a DDS domain that are free now, for servers that only their parent talks to."""
-    sockets = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(6)]
+    sockets = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(8)]
     try:
         for one in sockets:
             one.bind(("127.0.0.1", 0))
@@ -76,6 +76,8 @@ def free_network() -> NetworkConfig:
         scene_address=addresses[3],
         scene_state_address=addresses[4],
         policy_address=addresses[5],
+        seat_address=addresses[6],
+        seat_state_address=addresses[7],
         domain_id=_free_domain(),
     )
 

@@ -28,6 +28,7 @@ from robot_stack.apps.layout import RunLayout
 from robot_stack.apps.operators import build_interventions, log_counts
 from robot_stack.apps.process import use_one_torch_thread
 from robot_stack.apps.reset_free import PracticeMode
+from robot_stack.apps.seat import open_seat
 from robot_stack.apps.seeds import practice_seed
 from robot_stack.apps.timing import TimingObserver
 from robot_stack.buffer.images import ImageCodec
@@ -41,10 +42,10 @@ from robot_stack.edge.canary import Canary
 from robot_stack.edge.control_loop import ControlLoop, Corrector, NoCorrection, StepObserver
 from robot_stack.edge.disk import Admission, guess_step_bytes
 from robot_stack.edge.gauges import Gauges
-from robot_stack.edge.operator import Interventions
 from robot_stack.edge.outbox import Outbox
 from robot_stack.edge.recorder import Recorder, RecordingId
 from robot_stack.edge.remote_robot import RemoteRobot
+from robot_stack.edge.seat import Seat
 from robot_stack.edge.spool import Spool
 from robot_stack.edge.uplink import Uplink
 from robot_stack.edge.watch import EdgeWatch
@@ -161,11 +162,14 @@ class EdgeNode:
                 opened.enter_context(part)
             while keep_running():
                 try:
-                    with self._devices() as (robot, cameras), self._chunks(robot, keep_running) as chunks:
+                    with (
+                        self._devices() as (robot, cameras),
+                        self._chunks(robot, keep_running) as chunks,
+                        self._seat(robot) as seat,
+                    ):
                         connected_once = True
-                        interventions = build_interventions(self._config, robot.spec)
                         robot.arm(self._config.edge.patience_s)
-                        if self._practise(robot, cameras, chunks, interventions, keep_running, sleep):
+                        if self._practise(robot, cameras, chunks, seat, keep_running, sleep):
                             break
                 except (RobotError, UnreachableError) as error:
                     if not connected_once:
@@ -191,6 +195,16 @@ class EdgeNode:
                 yield robot, cameras
 
     @contextmanager
+    def _seat(self, robot: RemoteRobot) -> Iterator[Seat | None]:
+        """The operator's seat, if people may take over from a page."""
+        edge, lock_step = self._config.edge, robot.info.lock_step
+        if edge.operator != "seat":
+            yield None
+            return
+        with open_seat(self._config, self._keys, robot.spec, edge.rule, lock_step=lock_step) as seat:
+            yield seat
+
+    @contextmanager
     def _chunks(self, robot: RemoteRobot, keep_running: Callable[[], bool]) -> Iterator[Chunks]:
         """The scheduler with a warm policy. Before that the robot is not armed and no episode begins."""
         rate_hz, lock_step = robot.spec.control_rate_hz, robot.info.lock_step
@@ -211,7 +225,7 @@ class EdgeNode:
         robot: RemoteRobot,
         cameras: ObservedCameras,
         chunks: Chunks,
-        interventions: Interventions,
+        seat: Seat | None,
         keep_running: Callable[[], bool],
         sleep: Callable[[float], None],
     ) -> bool:
@@ -219,6 +233,10 @@ class EdgeNode:
         config = self._config
         recorder = Recorder(RecordingId(config.run, robot.spec.name, robot.spec.task), self._outbox.put)
         observing: list[StepObserver] = [recorder, self._timing, self._gauges]
+        interventions = build_interventions(config, robot.spec, seat)
+        if seat is not None:
+            seat.recorded_as(recorder.session)
+            observing.append(seat)
         driven, corrector, observers = self._mode.around(robot, self._corrector, observing)
         loop = ControlLoop(
             driven,
@@ -241,12 +259,14 @@ class EdgeNode:
             progress = self._wait_for_learner(keep_running)
             if progress is not None and progress.durable_steps + self._spool.unacknowledged >= progress.target_steps:
                 return True
-            number = self._admit(admission)
+            waits = seat is not None and seat.waits_for_scene
+            number = None if waits else self._admit(admission)
             if number is None:
                 sleep(RETRY_S)
                 continue
             episode = self._mode.episodes.next(number, practice_seed(config.seed, number, config.edge.name))
-            self._mode.episodes.ended(loop.run_episode(episode))
+            with _told(seat):
+                self._mode.episodes.ended(loop.run_episode(episode))
             self._save_timing(lambda: self._timing.episode_done(robot.pacer))
             log_counts(interventions.counts)
         return False
@@ -296,6 +316,17 @@ class EdgeNode:
         max_change = allowed_change(self._config.algorithm, edge.canary_max_change)
         canary = Canary(self._policy.policy.spec.action, max_change, spec.observation)
         return LiveResidual(NoCorrection(), self._inbox, build, canary, self._board)
+
+
+@contextmanager
+def _told(seat: Seat | None) -> Iterator[None]:
+    """Who sits at the robot hears of an episode that could not go on."""
+    try:
+        yield
+    except (RobotError, UnreachableError):
+        if seat is not None:
+            seat.failed()
+        raise
 
 
 def run_edge(config: StackConfig, keep_running: Callable[[], bool], sleep: Callable[[float], None]) -> None:

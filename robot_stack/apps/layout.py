@@ -103,6 +103,11 @@ class RunLayout:
         return self.learner / "metrics.jsonl"
 
     @property
+    def labels(self) -> Path:
+        """What people said of episodes, where `reward=human_label` may read it."""
+        return self.root / "labels.jsonl"
+
+    @property
     def evaluation(self) -> Path:
         return self.root / "evaluation"
 

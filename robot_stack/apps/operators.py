@@ -12,6 +12,7 @@ from robot_stack.core.messages import Features, FloatArray, Observation, RobotSt
 from robot_stack.core.specs import RobotSpec
 from robot_stack.edge.control_loop import EpisodeId
 from robot_stack.edge.operator import Intervention, InterventionCounts, Interventions, Nobody, Rule
+from robot_stack.edge.seat import Seat
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +61,11 @@ def scripted_interventions(spec: RobotSpec, config: OperatorConfig) -> Intervent
     return Interventions(SceneOperator(make_operator(spec.task, spec, config)), _RULES[config.mode])
 
 
-def build_interventions(config: StackConfig, spec: RobotSpec) -> Interventions:
-    """Whoever `edge.operator` names, beside that robot; errors as of `scripted_interventions`."""
+def build_interventions(config: StackConfig, spec: RobotSpec, seat: Seat | None = None) -> Interventions:
+    """Whoever `edge.operator` names, beside that robot: `seat`, if there is one. Errors as of
+    `scripted_interventions`."""
+    if seat is not None:
+        return Interventions(seat, config.edge.rule)
     modes: dict[str, Mode] = {"scripted_rac": "rac", "scripted_hg_dagger": "hg_dagger"}
     mode = modes.get(config.edge.operator)
     if mode is None:

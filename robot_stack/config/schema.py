@@ -13,6 +13,7 @@ from policies.generative.runtime_config import RuntimeConfig
 from robot_stack.buffer.store import StoreSettings
 from robot_stack.config.robots import ROBOT_PRESETS, RobotConfig
 from robot_stack.config.task import TaskConfig
+from robot_stack.config.teleop import TeleopSettings
 from robot_stack.core.checked import Checked
 from robot_stack.core.errors import ConfigError
 from robot_stack.edge.reset_free_config import PracticeConfig
@@ -93,8 +94,8 @@ class EdgeConfig(Checked, frozen=True, kw_only=True):
     inference: `server` asks a policy server (`robot-stack policy-server`) instead of computing chunks in the edge's
     process. when_empty: what the robot does at a step for which no action is there (see ChunkingConfig).
     simulated_latency_s: how long a chunk takes in lock-step, where time stands still while it is computed. operator:
-    who may take over from the policy; the scripted ones see simulated scenes and stand in for a person, see
-    docs/corrections.md."""
+    who may take over from the policy: people at the page of `robot-stack teleop` (`seat`), or scripted ones that see
+    simulated scenes and stand in for them. rule: of the seat's interventions; see docs/corrections.md."""
 
     name: str = DEFAULT_EDGE
     max_lead_steps: int = 500
@@ -110,7 +111,8 @@ class EdgeConfig(Checked, frozen=True, kw_only=True):
     inference: Literal["local", "server"] = "local"
     when_empty: Literal["stop", "zero", "last"] = "stop"
     simulated_latency_s: float = 0.0
-    operator: Literal["none", "scripted_rac", "scripted_hg_dagger"] = "none"
+    operator: Literal["none", "seat", "scripted_rac", "scripted_hg_dagger"] = "none"
+    rule: Literal["rac", "hg_dagger"] = "rac"
     patience_s: float = 30.0
 
     def positive(self) -> tuple[str, ...]:
@@ -151,6 +153,8 @@ class NetworkConfig(Checked, frozen=True, kw_only=True):
     scene_address: str = "tcp://127.0.0.1:7730"
     scene_state_address: str = "tcp://127.0.0.1:7731"
     policy_address: str = "tcp://127.0.0.1:7750"
+    seat_address: str = "tcp://127.0.0.1:7760"
+    seat_state_address: str = "tcp://127.0.0.1:7761"
     domain_id: int = 1
 
 
@@ -188,6 +192,7 @@ class StackConfig(Checked, frozen=True, kw_only=True):
     network: NetworkConfig = NetworkConfig()
     policy_server: PolicyServerConfig = PolicyServerConfig()
     cluster: ClusterConfig = ClusterConfig()
+    teleop: TeleopSettings = TeleopSettings()
     ros2_node: Ros2NodeConfig = Ros2NodeConfig()
     cameras: dict[str, dict[str, bool | int | float | str]] = field(default_factory=dict)
     backend: str = "sim"

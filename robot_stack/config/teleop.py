@@ -1,0 +1,24 @@
+"""What `robot-stack teleop` is told."""
+
+from __future__ import annotations
+
+from msgspec import field
+
+from robot_stack.core.checked import Checked
+
+
+class TeleopSettings(Checked, frozen=True, kw_only=True):
+    """The page for operators.
+
+    host, port: where browsers reach it; beyond loopback only with tls. host_names: other names by which browsers call
+    it. robots: name -> overrides of that robot alone, separated by spaces (`run=shelf network.seat_address=tcp://...`),
+    one tab each; none given: the configured one. directory: of its tokens, certificate and audit log.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 7780
+    tls: bool = False
+    host_names: tuple[str, ...] = ()
+    robots: dict[str, str] = field(default_factory=dict)
+    directory: str = "runs/teleop"
+    camera_rate_hz: float = 15.0
