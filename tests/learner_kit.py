@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import TracebackType
@@ -77,7 +78,7 @@ class LearnerRun:
         ]
 
     def config(self) -> StackConfig:
-        return compose_config(self.overrides)
+        return _composed(tuple(self.overrides))
 
     def prepare(self, demonstrations: int = 3) -> None:
         """Everything that a learner needs: keys, the robot's spec, demonstrations, a base policy."""
@@ -89,6 +90,11 @@ class LearnerRun:
             for number in range(demonstrations):
                 store.append([pack(step) for step in demonstration(number)])
         tiny_policy(config).save(layout.policy)
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> StackConfig:
+    return compose_config(overrides)
 
 
 _FORKS = multiprocessing.get_context("forkserver")
