@@ -6,9 +6,16 @@ them. Only the robot is missing: its steps are drawn at random, the same for the
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 import torch
@@ -20,6 +27,7 @@ from policies.diffusion.config import TransformerConfig
 from policies.generative.build import build_net
 from policies.generative.config import FlowPath, GenerativeConfig, SolverConfig
 from policies.generative.policy import GenerativePolicy
+from robot_stack.apps import cli
 from robot_stack.apps.build import base_spec
 from robot_stack.apps.connections import learner_client, network_overrides
 from robot_stack.apps.keys import ensure_keys
@@ -70,7 +78,7 @@ class LearnerRun:
         ]
 
     def config(self) -> StackConfig:
-        return compose_config(self.overrides)
+        return _composed(tuple(self.overrides))
 
     def prepare(self, demonstrations: int = 3) -> None:
         """Everything that a learner needs: keys, the robot's spec, demonstrations, a base policy."""
@@ -82,6 +90,64 @@ class LearnerRun:
             for number in range(demonstrations):
                 store.append([pack(step) for step in demonstration(number)])
         tiny_policy(config).save(layout.policy)
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> StackConfig:
+    return compose_config(overrides)
+
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["robot_stack.apps.learner", "robot_stack.learner.algorithms", "tests.learner_kit"])
+
+
+class ForkedLearner:
+    """`robot-stack learner` as a process of its own, forked from one that has loaded everything already: loading takes
+    longer than all that a small learner does. Started again when it dies, as by the supervisor.
+
+    Use as a context manager, from one thread.
+    """
+
+    def __init__(self, run: LearnerRun, log: Path) -> None:
+        self._arguments, self._log = ["learner", *run.overrides], log
+        self.restarts = 0
+
+    def __enter__(self) -> ForkedLearner:
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        self._process = self._started()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.terminate()
+        self._process.join(20.0)
+        self._process.kill()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def watch(self) -> None:
+        """Start it again if it was killed; AssertionError if it ended in another way."""
+        if self._process.is_alive():
+            return
+        assert self._process.exitcode == -signal.SIGKILL, self._log.read_text()[-3000:]
+        self.restarts += 1
+        self._process = self._started()
+
+    def _started(self) -> ForkServerProcess:
+        process = _FORKS.Process(target=_forked, args=(self._arguments, str(self._log)), daemon=True)
+        process.start()
+        return process
+
+
+def _forked(arguments: list[str], log: str) -> None:
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.exit(cli.main(arguments))
 
 
 def tiny_policy(config: StackConfig) -> GenerativePolicy:

@@ -55,7 +55,7 @@ class VendorSide:
             f"backend={vendor.backend}",
             "run=vendor",
             f"runs_directory={directory}",
-            *network_overrides(free_network()),
+            *network_overrides(free_network(domain=True)),
         ]
         self.config: StackConfig = compose_config(self.overrides)
         self.keys = ensure_keys(RunLayout.of(self.config))

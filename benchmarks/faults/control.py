@@ -140,7 +140,7 @@ class RobotSide:
 
     def __init__(self, root: Path, seed: int) -> None:
         self.site = make_site(root, proxied=True)
-        network = free_network()
+        network = free_network(domain=True)
         self._states_address = network.state_address
         self.spec = SimulatedFranka("franka_0", TASK).spec
         self.proxy = Proxy(self.site.uplink_address, self.site.ingest_address, seed)

@@ -85,7 +85,7 @@ def make_site(root: Path, *, proxied: bool = False) -> Site:
     keys = KeyStore(root / "keys")
     for name, role in _KEYS:
         keys.make(name, role)
-    network = free_network()
+    network = free_network(domain=True)
     site = Site(root, keys, network.learner_address, network.scene_address if proxied else network.learner_address)
     site.observed.mkdir()
     return site

@@ -56,7 +56,7 @@ class Stack:
     """A robot server, and the vendor's side where there is one, restarted when they die."""
 
     def __init__(self, directory: Path, *settings: str) -> None:
-        self.network = free_network()
+        self.network = free_network(domain=True)
         self.overrides = [*settings, "run=faults", f"runs_directory={directory}", *network_overrides(self.network)]
         self.layout = RunLayout.of(compose_config(self.overrides))
         self.keys = ensure_keys(self.layout)

@@ -59,8 +59,12 @@ def remote_robot(network: NetworkConfig, keys: KeyStore, key_name: str = EDGE_KE
             robot.release()
 
 
-def free_network() -> NetworkConfig:
-    """Loopback addresses and a DDS domain that are free now, for servers that only their parent talks to."""
+def free_network(*, domain: bool = False) -> NetworkConfig:
+    """Loopback addresses that are free now, for servers that only their parent talks to.
+
+    `domain`: a free DDS domain too, for a vendor's interface. There are about a hundred, and one is this process's
+    until it ends.
+    """
     sockets = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(8)]
     try:
         for one in sockets:
@@ -78,7 +82,7 @@ def free_network() -> NetworkConfig:
         policy_address=addresses[5],
         seat_address=addresses[6],
         seat_state_address=addresses[7],
-        domain_id=_free_domain(),
+        domain_id=_free_domain() if domain else NetworkConfig().domain_id,
     )
 
 

@@ -21,7 +21,7 @@ def local_robot_server(
     if connect:
         yield config.network
         return
-    network = free_network()
+    network = free_network(domain=has_simulated_vendor(config))
     with Supervisor(RunLayout.of(config).logs, announce=lambda _: None) as supervisor:
         everything = [*overrides, *network_overrides(network)]
         if has_simulated_vendor(config):

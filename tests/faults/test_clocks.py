@@ -27,7 +27,10 @@ CONTROL_PATH = (
     "robot_stack/apps/robot_server.py",
     "robot_stack/apps/keeper.py",
 )
-FOR_LOGS_ONLY = {"robot_stack/transport/keys.py": "the day a key was made"}
+FOR_LOGS_ONLY = {
+    "robot_stack/transport/keys.py": "the day a key was made",
+    "robot_stack/edge/reset_free.py": "the time at which a person was called",
+}
 
 
 def namespace_refused() -> str:

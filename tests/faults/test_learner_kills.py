@@ -25,7 +25,6 @@ from robot_stack.apps.connections import free_network, learner_client
 from robot_stack.apps.keys import EDGE_KEY, VIEWER_KEY, ensure_keys
 from robot_stack.apps.layout import RunLayout
 from robot_stack.apps.learner import build_trainer
-from robot_stack.apps.supervisor import Supervisor, robot_stack_command
 from robot_stack.apps.train import read_demonstrations
 from robot_stack.buffer.store import StepStore, StoreSettings
 from robot_stack.core.errors import TransportError
@@ -41,7 +40,7 @@ from robot_stack.learner.checkpoint import CheckpointStore
 from robot_stack.learner.metrics import read_metrics
 from robot_stack.learner.publication import WeightPublisher
 from robot_stack.learner.trainer import Trainer
-from tests.learner_kit import EPISODE_STEPS, FedEdge, LearnerRun
+from tests.learner_kit import EPISODE_STEPS, FedEdge, ForkedLearner, LearnerRun
 from tests.transport_kit import eventually
 
 TARGET_STEPS = 20 * EPISODE_STEPS
@@ -72,11 +71,11 @@ def small(settings: AlgorithmSettings) -> list[str]:
 class Killer:
     """Kills the learner once, at a moment drawn with the algorithm's name as the seed; never before it has saved."""
 
-    def __init__(self, preset: str, supervisor: Supervisor, checkpoints: Path) -> None:
+    def __init__(self, preset: str, learner: ForkedLearner, checkpoints: Path) -> None:
         rng = np.random.default_rng(zlib.crc32(preset.encode()))
         self._at_step = int(rng.integers(TARGET_STEPS // 5, 4 * TARGET_STEPS // 5))
         self._pause_s = float(rng.uniform(0.0, 0.03))
-        self._supervisor = supervisor
+        self._learner = learner
         self._checkpoints = checkpoints
         self.killed_at: LearnerProgress | None = None
 
@@ -84,7 +83,7 @@ class Killer:
         saved = any(self._checkpoints.glob("step-*"))
         if self.killed_at is None and saved and progress.trained_steps >= self._at_step:
             time.sleep(self._pause_s)
-            os.kill(self._supervisor.pid("learner"), signal.SIGKILL)
+            os.kill(self._learner.pid, signal.SIGKILL)
             self.killed_at = progress
 
 
@@ -128,7 +127,6 @@ def uninterrupted(run: LearnerRun) -> Trainer:
     return trainer
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("preset", sorted(ALGORITHM_PRESETS))
 def test_a_killed_learner_goes_on_bit_for_bit(tmp_path: Path, preset: str) -> None:
     settings = (
@@ -147,22 +145,20 @@ def test_a_killed_learner_goes_on_bit_for_bit(tmp_path: Path, preset: str) -> No
     edge, until_s = FedEdge(run, tmp_path / "spool"), time.monotonic() + WITHIN_S
 
     def keep_going() -> bool:
-        supervisor.watch()  # here: a child ends with the thread that started it
+        learner.watch()
         return time.monotonic() < until_s
 
-    with Supervisor(layout.logs, announce=print) as supervisor:
-        supervisor.start("learner", robot_stack_command("learner", *run.overrides))
-        killer = Killer(preset, supervisor, layout.checkpoints)
+    with ForkedLearner(run, layout.logs / "learner.log") as learner:
+        killer = Killer(preset, learner, layout.checkpoints)
         with watched(run, killer):
             news = list(edge.feed(TARGET_STEPS, LEAD_STEPS, keep_going))
         weights = ask_weights(run)
         end = news[-1].trained_steps + news[-1].updates + news[-1].weights_version
         last = layout.checkpoints / f"step-{end:012d}"
         assert eventually(last.exists, WITHIN_S), f"the learner's end was not saved; see {layout.logs}"
-        restarts = supervisor.restarts()["learner"]
 
     assert news[-1].finished, f"the learner did not finish; see {layout.logs}"
-    assert killer.killed_at is not None and not killer.killed_at.finished and restarts == 1
+    assert killer.killed_at is not None and not killer.killed_at.finished and learner.restarts == 1
     assert "resumed at step" in (layout.logs / "learner.log").read_text()
     check_nothing_lost(layout)
     check_the_curve_goes_on(layout, killer.killed_at)

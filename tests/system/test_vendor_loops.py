@@ -36,7 +36,7 @@ def test_the_demo_runs_through_the_vendors_interface(vendor: Vendor, tmp_path: P
         f"backend={vendor.backend}",
         "run=tiny",
         f"runs_directory={tmp_path}",
-        *network_overrides(free_network()),
+        *network_overrides(free_network(domain=True)),
         *TINY,
         timeout_s=280.0,
     )
