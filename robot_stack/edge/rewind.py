@@ -13,8 +13,8 @@ from operator import attrgetter
 
 import numpy as np
 
+from robot_stack.core.handling import FloatVector, Handling
 from robot_stack.core.messages import Features, FloatArray
-from robot_stack.edge.handling import FloatVector, Handling
 
 ARRIVED_M, ARRIVED_RAD = 0.002, 0.01
 """The measured place is as near as this, or it comes no nearer."""

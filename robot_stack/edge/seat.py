@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from robot_stack.core.clock import s_to_ns
 from robot_stack.core.errors import RobotError
+from robot_stack.core.handling import Handling
 from robot_stack.core.messages import Features, FloatArray, Observation, RobotState, Source, Verdict
 from robot_stack.core.seat import (
     DRIVING,
@@ -30,7 +31,6 @@ from robot_stack.core.seat import (
 )
 from robot_stack.core.specs import IMAGES, RobotSpec
 from robot_stack.edge.control_loop import EpisodeId, LoopStep
-from robot_stack.edge.handling import Handling
 from robot_stack.edge.operator import Intervention, Rule
 from robot_stack.edge.rewind import Way
 from robot_stack.edge.seat_lease import SILENCE_S, SeatLease

@@ -11,9 +11,9 @@ from msgspec.structs import replace
 from hardware.franka.sim import SimulatedFranka
 from hardware.stretch.sim import SimulatedStretch
 from hardware.unitree_g1.sim import SimulatedG1
+from robot_stack.core.handling import Handling
 from robot_stack.core.specs import RobotSpec, vector
 from robot_stack.edge.familiarity import Familiarity
-from robot_stack.edge.handling import Handling
 from tests.seat_kit import SPEC
 
 SPECS = {

@@ -15,11 +15,11 @@ from hardware.stretch.experts import StretchReachGraspExpert
 from hardware.stretch.sim import SimulatedStretch
 from hardware.unitree_g1.experts import G1BimanualLiftExpert
 from hardware.unitree_g1.sim import SimulatedG1
+from robot_stack.core.handling import Handling
 from robot_stack.core.messages import Verdict
 from robot_stack.core.protocols import SimulatedRobot
 from robot_stack.core.seat import Intent
 from robot_stack.core.specs import STATE, RobotSpec, vector
-from robot_stack.edge.handling import Handling
 from robot_stack.edge.rewind import Way
 from tests.seat_kit import SPEC, Arm, GuardedRobot, Person, Show, show
 
