@@ -142,15 +142,23 @@ def _teleop(arguments: argparse.Namespace) -> int:
 
 def _collect(arguments: argparse.Namespace) -> int:
     from robot_stack.apps.collect import collect
+    from robot_stack.apps.demonstrate import demonstrate
     from robot_stack.apps.layout import RunLayout
     from robot_stack.apps.local_robot import local_robot_server
     from robot_stack.apps.process import Lifetime
     from robot_stack.config.compose import compose_config
 
     config = compose_config(arguments.overrides)
+    overrides = list(arguments.overrides)
+    if config.device:
+        overrides.append("robot.lock_step=false")  # a person needs the wall clock
+        config = compose_config(overrides)
     RunLayout.of(config).remember(config)
-    with Lifetime() as life, local_robot_server(config, arguments.overrides, arguments.connect) as network:
-        done = collect(config, network, life.running)
+    with Lifetime() as life, local_robot_server(config, overrides, arguments.connect) as network:
+        if config.device:
+            done = demonstrate(config, overrides, network, life.running, life.sleep)
+        else:
+            done = collect(config, network, life.running)
     sys.stdout.write(f"{done.kept} demonstrations kept of {done.attempts} attempts\n")
     return 0
 
@@ -298,8 +306,9 @@ SUBCOMMANDS: dict[str, _Subcommand] = {
         _cluster,
     ),
     "collect": _Subcommand(
-        "collect demonstrations with the task's scripted expert",
-        "Starts a simulated robot server for itself, or uses a running one with --connect.",
+        "collect demonstrations: by the task's scripted expert, or by a person at the page (device=page)",
+        "Starts a simulated robot server for itself, or uses a running one with --connect. With device=... it serves "
+        "the operator's page, too: see docs/teleoperation.md.",
         _collect,
     ),
     "train": _Subcommand(

@@ -28,7 +28,7 @@ from robot_stack.apps.layout import RunLayout
 from robot_stack.apps.operators import build_interventions, log_counts
 from robot_stack.apps.process import use_one_torch_thread
 from robot_stack.apps.reset_free import PracticeMode
-from robot_stack.apps.seat import open_seat
+from robot_stack.apps.seat import OperatorsSeat
 from robot_stack.apps.seeds import practice_seed
 from robot_stack.apps.timing import TimingObserver
 from robot_stack.buffer.images import ImageCodec
@@ -45,7 +45,6 @@ from robot_stack.edge.gauges import Gauges
 from robot_stack.edge.outbox import Outbox
 from robot_stack.edge.recorder import Recorder, RecordingId
 from robot_stack.edge.remote_robot import RemoteRobot
-from robot_stack.edge.seat import Seat
 from robot_stack.edge.spool import Spool
 from robot_stack.edge.uplink import Uplink
 from robot_stack.edge.watch import EdgeWatch
@@ -130,6 +129,7 @@ class EdgeNode:
         self._keys = keys
         self._board = board
         self._gauges = Gauges()
+        self._seat = OperatorsSeat(config, keys, config.edge.rule) if config.edge.operator == "seat" else None
         self._outbox = Outbox(spool, ImageCodec(config.edge.image_codec), config.edge.outbox_capacity_bytes)
         self.uplink = Uplink(
             lambda: learner_client(config.network, keys, layout.edge_name),
@@ -160,22 +160,25 @@ class EdgeNode:
         with ExitStack() as opened:
             for part in (self._watch, self.uplink, self._outbox):  # the outbox empties first, the watch ends last
                 opened.enter_context(part)
+            if self._seat is not None:
+                opened.enter_context(self._seat)
             while keep_running():
                 try:
                     with (
                         self._devices() as (robot, cameras),
                         self._chunks(robot, keep_running) as chunks,
-                        self._seat(robot) as seat,
                     ):
                         connected_once = True
                         robot.arm(self._config.edge.patience_s)
-                        if self._practise(robot, cameras, chunks, seat, keep_running, sleep):
+                        if self._practise(robot, cameras, chunks, keep_running, sleep):
                             break
                 except (RobotError, UnreachableError) as error:
                     if not connected_once:
                         raise
                     logger.warning("episode abandoned: %s", error)
                     self._mode.episodes.failed(error)
+                    if self._seat is not None:
+                        self._seat.failed()
                     sleep(RETRY_S)
             self._write_out(keep_running)
             self.uplink.wait_until(self.uplink.flushed, keep_running)
@@ -193,16 +196,6 @@ class EdgeNode:
                 check_robot_fits(self._layout.robot_spec(), cameras.spec, config.task.features)
                 self.uplink.tell_robot(cameras.spec)
                 yield robot, cameras
-
-    @contextmanager
-    def _seat(self, robot: RemoteRobot) -> Iterator[Seat | None]:
-        """The operator's seat, if people may take over from a page."""
-        edge, lock_step = self._config.edge, robot.info.lock_step
-        if edge.operator != "seat":
-            yield None
-            return
-        with open_seat(self._config, self._keys, robot.spec, edge.rule, lock_step=lock_step) as seat:
-            yield seat
 
     @contextmanager
     def _chunks(self, robot: RemoteRobot, keep_running: Callable[[], bool]) -> Iterator[Chunks]:
@@ -225,7 +218,6 @@ class EdgeNode:
         robot: RemoteRobot,
         cameras: ObservedCameras,
         chunks: Chunks,
-        seat: Seat | None,
         keep_running: Callable[[], bool],
         sleep: Callable[[float], None],
     ) -> bool:
@@ -233,6 +225,7 @@ class EdgeNode:
         config = self._config
         recorder = Recorder(RecordingId(config.run, robot.spec.name, robot.spec.task), self._outbox.put)
         observing: list[StepObserver] = [recorder, self._timing, self._gauges]
+        seat = None if self._seat is None else self._seat.beside(robot.spec, lock_step=robot.info.lock_step)
         interventions = build_interventions(config, robot.spec, seat)
         if seat is not None:
             seat.recorded_as(recorder.session)
@@ -265,8 +258,7 @@ class EdgeNode:
                 sleep(RETRY_S)
                 continue
             episode = self._mode.episodes.next(number, practice_seed(config.seed, number, config.edge.name))
-            with _told(seat):
-                self._mode.episodes.ended(loop.run_episode(episode))
+            self._mode.episodes.ended(loop.run_episode(episode))
             self._save_timing(lambda: self._timing.episode_done(robot.pacer))
             log_counts(interventions.counts)
         return False
@@ -316,17 +308,6 @@ class EdgeNode:
         max_change = allowed_change(self._config.algorithm, edge.canary_max_change)
         canary = Canary(self._policy.policy.spec.action, max_change, spec.observation)
         return LiveResidual(NoCorrection(), self._inbox, build, canary, self._board)
-
-
-@contextmanager
-def _told(seat: Seat | None) -> Iterator[None]:
-    """Who sits at the robot hears of an episode that could not go on."""
-    try:
-        yield
-    except (RobotError, UnreachableError):
-        if seat is not None:
-            seat.failed()
-        raise
 
 
 def run_edge(config: StackConfig, keep_running: Callable[[], bool], sleep: Callable[[float], None]) -> None:

@@ -49,6 +49,11 @@ class RunLayout:
         return self.root / "demonstrations"
 
     @property
+    def takes(self) -> Path:
+        """What people demonstrated and nobody judged yet, and what was rejected."""
+        return self.root / "takes"
+
+    @property
     def training(self) -> Path:
         """Checkpoints of the imitation learning."""
         return self.root / "training"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import TracebackType
 
 import msgspec
 import numpy as np
@@ -26,15 +27,57 @@ from robot_stack.learner.rewards.labels import HumanLabel, add_label
 from robot_stack.transport.keys import KeyStore
 
 
-@contextmanager
-def open_seat(config: StackConfig, keys: KeyStore, spec: RobotSpec, rule: Rule, *, lock_step: bool) -> Iterator[Seat]:
-    """A seat beside the robot of that spec, served for as long as this is entered."""
-    layout, network = RunLayout.of(config), config.network
-    seat = Seat(spec, rule, config.run, lock_step=lock_step, familiarity=_familiarity(config, layout))
-    with SeatServer(
-        seat, network.seat_address, network.seat_state_address, keys, layout.edge_name, LabelBook(layout).keep
-    ):
-        yield seat
+class OperatorsSeat:
+    """The seat beside an edge's robot. It stays open when the robot server goes away and comes back, so that whoever
+    has it keeps it; a robot with another spec gets a new one.
+
+    Enter it before the robot is connected. `keep_running`: once it says no, an episode that a person holds is ended.
+    """
+
+    def __init__(
+        self, config: StackConfig, keys: KeyStore, rule: Rule, keep_running: Callable[[], bool] = lambda: True
+    ) -> None:
+        self._config, self._keys, self._rule, self._keep_running = config, keys, rule, keep_running
+        self._layout = RunLayout.of(config)
+        self._seat: Seat | None = None
+        self._opened = ExitStack()
+
+    def __enter__(self) -> OperatorsSeat:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._opened.close()
+
+    def beside(self, spec: RobotSpec, *, lock_step: bool) -> Seat:
+        """The seat of the robot with that spec, served from now on."""
+        known = self._seat
+        if known is not None and not known.closed and (known.info.spec, known.info.lock_step) == (spec, lock_step):
+            return known
+        self._opened.close()
+        config, network = self._config, self._config.network
+        familiarity = None if self._rule == "demonstration" else _familiarity(config, self._layout)
+        seat = Seat(
+            spec,
+            self._rule,
+            config.run,
+            lock_step=lock_step,
+            familiarity=familiarity,
+            keep_running=self._keep_running,
+        )
+        keep = LabelBook(self._layout).keep
+        name = self._layout.edge_name
+        self._opened.enter_context(
+            SeatServer(seat, network.seat_address, network.seat_state_address, self._keys, name, keep)
+        )
+        self._seat = seat
+        return seat
+
+    def failed(self) -> None:
+        """The running episode could not go on."""
+        if self._seat is not None:
+            self._seat.failed()
 
 
 class LabelBook:

@@ -43,6 +43,7 @@ class _Child:
     name: str
     command: Sequence[str]
     log: Path
+    shown: bool = False
     process: subprocess.Popen[bytes] | None = None
     started_s: float = 0.0
     restarts: int = 0
@@ -68,8 +69,9 @@ class Supervisor:
     ) -> None:
         self.end_all()
 
-    def start(self, name: str, command: Sequence[str]) -> None:
-        child = _Child(name, command, self._log_directory / f"{name}.log")
+    def start(self, name: str, command: Sequence[str], *, shown: bool = False) -> None:
+        """`shown`: what it writes to its standard output is for the person at this terminal, not for its log."""
+        child = _Child(name, command, self._log_directory / f"{name}.log", shown)
         self._children[name] = child
         self._launch(child)
 
@@ -135,8 +137,8 @@ class Supervisor:
             child.process = subprocess.Popen(
                 child.command,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
+                stdout=None if child.shown else log,
+                stderr=log,
                 start_new_session=True,
                 preexec_fn=end_with_parent,  # noqa: PLW1509 - one system call; no other thread runs here
             )

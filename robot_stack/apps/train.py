@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -18,7 +19,7 @@ from robot_stack.apps.process import use_one_torch_thread
 from robot_stack.apps.rollouts import training_rollout
 from robot_stack.buffer.store import StepStore, StoreSettings
 from robot_stack.config.schema import StackConfig
-from robot_stack.core.errors import PolicyError
+from robot_stack.core.errors import DataInUseError, PolicyError
 from robot_stack.core.messages import Step
 from robot_stack.core.specs import PolicySpec
 from robot_stack.learner.imitation import ImitationProgress
@@ -28,9 +29,25 @@ from robot_stack.learner.imitation_log import TrainingLog, both, jsonl_log, tens
 
 logger = logging.getLogger(__name__)
 
+IN_USE_PATIENCE_S, IN_USE_POLL_S = 20.0, 0.2
+
 
 def read_demonstrations(layout: RunLayout) -> list[list[Step]]:
-    """The run's demonstrations as whole episodes, in order; pictures as they were stored."""
+    """The run's demonstrations as whole episodes, in order; pictures as they were stored.
+
+    Edge and learner of a run begin at the same time and both read them: one waits for the other.
+    """
+    until_s = time.monotonic() + IN_USE_PATIENCE_S
+    while True:
+        try:
+            return _read_demonstrations(layout)
+        except DataInUseError:
+            if time.monotonic() > until_s:
+                raise
+        time.sleep(IN_USE_POLL_S)
+
+
+def _read_demonstrations(layout: RunLayout) -> list[list[Step]]:
     episodes: dict[tuple[str, int], list[Step]] = {}
     with StepStore(layout.demonstrations, settings=StoreSettings(seal=False)) as store:
         for _, step in store.iterate(store.first_index):

@@ -34,7 +34,7 @@ from robot_stack.buffer.segment import (
     scan_segment,
     segment_path,
 )
-from robot_stack.core.errors import CorruptDataError, StorageError
+from robot_stack.core.errors import CorruptDataError, DataInUseError, StorageError
 
 Durability = Literal["process", "power"]
 
@@ -390,13 +390,13 @@ def _write_all(fd: int, data: bytes, offset: int) -> None:
 
 
 def lock_directory(directory: Path) -> int:
-    """A descriptor that holds the directory for this process until it is closed; StorageError if another has it."""
+    """A descriptor that holds the directory for this process until it is closed; DataInUseError if another has it."""
     fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(fd)
-        raise StorageError(
+        raise DataInUseError(
             f"another process is writing the log in {directory}. Stop it, or give this one its own directory."
         ) from error
     return fd

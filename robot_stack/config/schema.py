@@ -177,6 +177,8 @@ class StackConfig(Checked, frozen=True, kw_only=True):
     ros2_node: what the robot server looks like in ROS 2. cameras: camera processes by name (see apps/cameras.py).
     reward: what practice is paid for: the task's own predicate, or a model (`robot_stack/learner/rewards`).
     practice: whether the scene is reset for every episode (see docs/reset-free.md).
+    device: what a person demonstrates with (`robot-stack collect`): `page` is the browser's keys, gamepad and touch;
+    none given: the task's scripted expert demonstrates.
     run: name of the run; runs_directory: where runs are kept; seed: of all training randomness.
     """
 
@@ -197,6 +199,7 @@ class StackConfig(Checked, frozen=True, kw_only=True):
     cameras: dict[str, dict[str, bool | int | float | str]] = field(default_factory=dict)
     backend: str = "sim"
     vendor: Literal["simulated", "hardware"] = "simulated"
+    device: str = ""
     run: str = "demo"
     runs_directory: str = "runs"
     seed: int = 0

@@ -13,6 +13,8 @@ class TeleopSettings(Checked, frozen=True, kw_only=True):
     host, port: where browsers reach it; beyond loopback only with tls. host_names: other names by which browsers call
     it. robots: name -> overrides of that robot alone, separated by spaces (`run=shelf network.seat_address=tcp://...`),
     one tab each; none given: the configured one. directory: of its tokens, certificate and audit log.
+    Demonstrations by teleoperation: max_take_s: the longest episode. min_rate_share: a take whose control steps came
+    more slowly than this share of the robot's rate is not kept.
     """
 
     host: str = "127.0.0.1"
@@ -22,3 +24,8 @@ class TeleopSettings(Checked, frozen=True, kw_only=True):
     robots: dict[str, str] = field(default_factory=dict)
     directory: str = "runs/teleop"
     camera_rate_hz: float = 15.0
+    max_take_s: float = 120.0
+    min_rate_share: float = 0.9
+
+    def positive(self) -> tuple[str, ...]:
+        return ("camera_rate_hz", "max_take_s", "min_rate_share")

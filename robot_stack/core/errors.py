@@ -14,7 +14,8 @@
     |   `-- CameraHangsError       75  a camera gives nothing fresh; its process is worth starting again
     |-- StorageError               12  disk: full, corrupt, not ours
     |   `-- CorruptDataError       13
-    `-- PolicyError                14  weights or statistics are missing or fail their checks
+    |-- PolicyError                14  weights or statistics are missing or fail their checks
+    `-- DeviceError                15  an input device of a person is gone, or says what cannot be
 
 A message names the device or file, the value, the allowed range, and what to do next. Command-line programs
 print the message alone, without a traceback, and end with the class's `exit_code`.
@@ -89,9 +90,17 @@ class StorageError(RobotStackError):
     exit_code = 12
 
 
+class DataInUseError(StorageError):
+    """Another process has the data for itself; perhaps only for a moment."""
+
+
 class CorruptDataError(StorageError):
     exit_code = 13
 
 
 class PolicyError(RobotStackError):
     exit_code = 14
+
+
+class DeviceError(RobotStackError):
+    exit_code = 15

@@ -117,7 +117,7 @@ class ControlLoop:
     `cameras`: open feeds of camera processes; `spec` then is the robot's with their images (`spec_with_cameras`).
     `reads`: the policy behind the proposer: observations carry the earlier steps that it reads. `state_latency_s` and
     `instruction`: see `Aligner`. `interventions`: a person's action replaces the policy's as it is, without corrector
-    and exploration; an episode that they end is truncated.
+    and exploration; an episode that they end is truncated. `max_steps`: of an episode; None: the robot's.
     """
 
     def __init__(
@@ -134,6 +134,7 @@ class ControlLoop:
         state_latency_s: float = 0.0,
         instruction: str = "",
         interventions: Interventions | None = None,
+        max_steps: int | None = None,
     ) -> None:
         self._robot = robot
         self._proposer = proposer
@@ -148,7 +149,7 @@ class ControlLoop:
             state_latency_s=state_latency_s,
             instruction=instruction,
         )
-        self._max_steps = robot.spec.max_episode_steps
+        self._max_steps = max_steps or robot.spec.max_episode_steps
 
     def run_episode(self, episode: EpisodeId) -> EpisodeSummary:
         """One episode, to its end or to a RobotError; every executed step has been given to the observers."""

@@ -48,6 +48,7 @@ class Seat:
     Args:
         rule: `demonstration`: episodes begin paused, with a person at the robot.
         familiarity: distance of an observation's features from the demonstrations (`Familiarity`); None: unknown.
+        keep_running: once it says no, an episode that a person holds ends with a RobotError.
     """
 
     def __init__(
@@ -58,9 +59,11 @@ class Seat:
         *,
         lock_step: bool,
         familiarity: Callable[[Features], float] | None = None,
+        keep_running: Callable[[], bool] = lambda: True,
         now_ns: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        self._keep_running = keep_running
         self._lock = threading.RLock()
         self._spec, self._lock_step, self._now_ns, self._sleep = spec, lock_step, now_ns, sleep
         self._familiarity = familiarity
@@ -192,9 +195,18 @@ class Seat:
         """The recorder's session: with it people's labels name an episode."""
         self._recorder_session = session
 
+    def tell(self, words: str) -> None:
+        """Show this to whoever sits here, in the place of the last refusal."""
+        self._say(refusal=words)
+
     def close(self, reason: str) -> None:
         """Nobody can be heard any more: the running episode ends with a RobotError, and none begins."""
         self._closed = reason
+
+    @property
+    def closed(self) -> str:
+        """Why, or ''."""
+        return self._closed
 
     def read(self) -> SeatState:
         """What is to be shown now."""
@@ -226,6 +238,8 @@ class Seat:
         """The action that stands still while a person holds the robot; None when the loop shall go on."""
         if self._closed:
             raise RobotError(f"the operator's seat is closed: {self._closed}")
+        if not self._keep_running():
+            raise RobotError("this process is ending, and the episode with it")
         with self._lock:
             self._expire(self._now_ns())
             if self._ran_out:  # the robot still runs after its goal: one more step of the same phase stops it
@@ -243,6 +257,8 @@ class Seat:
 
     def intervene(self, observation: Observation, state: RobotState, proposed: FloatArray) -> Intervention | None:
         self._began(observation, lambda: proposed)
+        if self._lock_step and self._takeover.acting in _SOURCES:
+            self._sleep(self._spec.control_period_s)  # simulated time would race ahead of the person
         with self._lock:
             self._saw(observation, state)
             source = _SOURCES.get(self._takeover.acting)
