@@ -160,7 +160,7 @@ class Demonstration:
                 state_latency_s=config.edge.state_latency_s,
                 instruction=config.policy.instruction,
                 interventions=Interventions(seat, "demonstration"),
-                max_steps=max(1, round(config.teleop.max_take_s * spec.control_rate_hz)),
+                max_person_steps=config.teleop.max_person_steps(spec.control_rate_hz),
             )
             while self._wanted():
                 number = self._takes.counter.take()

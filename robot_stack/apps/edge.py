@@ -243,6 +243,7 @@ class EdgeNode:
             state_latency_s=config.edge.state_latency_s,
             instruction=config.policy.instruction,
             interventions=interventions,
+            max_person_steps=None if seat is None else config.teleop.max_person_steps(robot.spec.control_rate_hz),
         )
         guess_bytes = guess_step_bytes(cameras.spec, ImageCodec(config.edge.image_codec))
         admission = Admission(self._spool, self._outbox, robot.spec.max_episode_steps, guess_bytes)

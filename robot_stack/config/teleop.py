@@ -13,7 +13,7 @@ class TeleopSettings(Checked, frozen=True, kw_only=True):
     host, port: where browsers reach it; beyond loopback only with tls. host_names: other names by which browsers call
     it. robots: name -> overrides of that robot alone, separated by spaces (`run=shelf network.seat_address=tcp://...`),
     one tab each; none given: the configured one. directory: of its tokens, certificate and audit log.
-    Demonstrations by teleoperation: max_take_s: the longest episode. min_rate_share: a take whose control steps came
+    max_take_s: how long a person may drive in one episode. min_rate_share: a demonstration whose control steps came
     more slowly than this share of the robot's rate is not kept.
     """
 
@@ -29,3 +29,6 @@ class TeleopSettings(Checked, frozen=True, kw_only=True):
 
     def positive(self) -> tuple[str, ...]:
         return ("camera_rate_hz", "max_take_s", "min_rate_share")
+
+    def max_person_steps(self, control_rate_hz: float) -> int:
+        return max(1, round(self.max_take_s * control_rate_hz))

@@ -117,7 +117,9 @@ class ControlLoop:
     `cameras`: open feeds of camera processes; `spec` then is the robot's with their images (`spec_with_cameras`).
     `reads`: the policy behind the proposer: observations carry the earlier steps that it reads. `state_latency_s` and
     `instruction`: see `Aligner`. `interventions`: a person's action replaces the policy's as it is, without corrector
-    and exploration; an episode that they end is truncated. `max_steps`: of an episode; None: the robot's.
+    and exploration; an episode that they end is truncated. `max_person_steps`: a person's steps of an episode, which then
+    do not count towards the robot's `max_episode_steps`: a time-out must not take the robot out of their hands. None:
+    they do count.
     """
 
     def __init__(
@@ -134,7 +136,7 @@ class ControlLoop:
         state_latency_s: float = 0.0,
         instruction: str = "",
         interventions: Interventions | None = None,
-        max_steps: int | None = None,
+        max_person_steps: int | None = None,
     ) -> None:
         self._robot = robot
         self._proposer = proposer
@@ -149,7 +151,7 @@ class ControlLoop:
             state_latency_s=state_latency_s,
             instruction=instruction,
         )
-        self._max_steps = max_steps or robot.spec.max_episode_steps
+        self._max_steps, self._max_person_steps = robot.spec.max_episode_steps, max_person_steps
 
     def run_episode(self, episode: EpisodeId) -> EpisodeSummary:
         """One episode, to its end or to a RobotError; every executed step has been given to the observers."""
@@ -159,10 +161,10 @@ class ControlLoop:
         state = begun.state
         observation = self._aligner.observe(state, begun.age_ns, episode.seed, 0)
         return_, person_steps = 0.0, 0
-        max_steps = min(self._max_steps, episode.limit or self._max_steps)
-        for index in range(max_steps):
+        while True:
             observation, state = self._stand_still(episode, observation, state)
-            step = self._step(episode, observation, state, last=index == max_steps - 1)
+            last = self._is_last(episode, observation.index, person_steps)
+            step = self._step(episode, observation, state, last=last)
             for observer in self._observers:
                 observer.on_step(step)
             state, observation = step.stepped.state, step.following
@@ -172,6 +174,15 @@ class ControlLoop:
                 break
         success = state.task.success if state.task else False
         return EpisodeSummary(episode, observation.index, success, return_, person_steps)
+
+    def _is_last(self, episode: EpisodeId, index: int, person_steps: int) -> bool:
+        """Whether no step may follow the one that begins."""
+        max_steps = min(self._max_steps, episode.limit or self._max_steps)
+        if self._max_person_steps is None:
+            return index + 1 >= max_steps
+        if self._interventions.under_way:
+            return person_steps + 1 >= self._max_person_steps
+        return index - person_steps + 1 >= max_steps
 
     def _begin(self, episode: EpisodeId) -> Begun:
         if episode.here is None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from dataclasses import dataclass
 from uuid import uuid4
 
 from msgspec import structs
 
-from robot_stack.core.clock import ClockOffset, MonotonicClock, Pacer, s_to_ns
+from robot_stack.core.clock import ClockOffset, MonotonicClock, s_to_ns
 from robot_stack.core.direction import Direction
 from robot_stack.core.errors import CommandRefusedError, MessageError, RobotError, UnreachableError
 from robot_stack.core.messages import (
@@ -38,6 +39,7 @@ from robot_stack.core.messages import (
 )
 from robot_stack.core.specs import IMAGES, RobotSpec
 from robot_stack.edge.operator import Parts
+from robot_stack.edge.ticks import ControlPacer, ServerTicks, sleep_until
 from robot_stack.transport.client import RequestClient
 from robot_stack.transport.stream import Subscriber
 
@@ -45,7 +47,9 @@ _LOST = (Refusal.NOT_ACTIVE, Refusal.NO_LEASE)
 REQUEST_TIMEOUT_S = 2.0
 RESET_TIMEOUT_S = 20.0
 PARTS_HZ = 100.0
-_MARGIN_S = 0.005  # a server answers at its ticks: the last piece of a period is answered before its end
+_MARGIN_S = 0.001  # the last piece of a period is answered before its end
+_BEGIN_TICKS = 0.3  # a control period begins so much of a tick after the robot server's answers
+_CATCH_UP = 0.25  # of a control period that a person's pieces may take too long
 _SEVERITY = (Verdict.ACCEPTED, Verdict.CLIPPED, Verdict.REFUSED)
 REST_TIMEOUT_S = 5.0
 
@@ -88,8 +92,9 @@ class RemoteRobot:
         self._session = ""
         self._seq = 0
         self._info: RobotInfo | None = None
-        self._tick_s = self._round_trip_s = -1.0
-        self.pacer: Pacer | None = None
+        self._round_trip_s = -1.0
+        self._ticks = ServerTicks(0.01)
+        self.pacer: ControlPacer | None = None
 
     @property
     def info(self) -> RobotInfo:
@@ -108,6 +113,7 @@ class RemoteRobot:
         if not isinstance(reply, RobotInfo):
             raise MessageError(f"the robot server answered Hello with {type(reply).__name__}")
         self._info = reply
+        self._ticks = ServerTicks(1.0 / reply.spec.tick_rate_hz)
         self._offset = ClockOffset()
         for _ in range(5):
             sent_ns = self._clock.now_ns()
@@ -163,7 +169,10 @@ class RemoteRobot:
 
     def _begun(self, reply: RobotReply) -> Begun:
         state = self._state(reply)
-        self.pacer = None if self.info.lock_step else Pacer(self.spec.control_period_s)
+        if not self.info.lock_step:
+            self.pacer = ControlPacer(self.spec.control_period_s)
+            self._ticks.answered(time.monotonic())
+            sleep_until(self._ticks.after_answer(time.monotonic(), _BEGIN_TICKS / self.spec.tick_rate_hz))
         self._wait_for_tick()
         return Begun(state, self._age_ns(state))
 
@@ -192,27 +201,30 @@ class RemoteRobot:
         return self._period_over(self._command(action, self._deadline_ns()))
 
     def step_in_parts(self, source: Parts) -> tuple[Stepped, FloatArray]:
-        """What is left of the control period, in which a person drives: pieces of an action, each as new as it can be.
+        """What is left of the control period, in which a person drives: pieces of an action, each as new as it can be,
+        so made shortly before the tick at which the robot server takes it.
 
         The verdict is the worst of the pieces', what was sent and the action (A,) that comes back are their sums.
         """
-        covered_s, until_s = time.monotonic(), self._tick_s + self.spec.control_period_s
-        if until_s <= covered_s:
-            until_s = covered_s + self.spec.control_period_s
-        left_s, last_s = until_s - covered_s, 1.0 / self.spec.tick_rate_hz + _MARGIN_S
+        until_s = time.monotonic() if self.pacer is None else self.pacer.due_s
+        if until_s <= time.monotonic():
+            until_s = time.monotonic() + self.spec.control_period_s
+        tick_s = 1.0 / self.spec.tick_rate_hz
+        piece_s = tick_s * max(1, round(1.0 / (PARTS_HZ * tick_s)))
+        send_s, share_left = self._ticks.send_at(time.monotonic()), 1.0
         asked, results = [], []
-        while covered_s < until_s:
-            end_s = max(covered_s, time.monotonic()) + 1.0 / PARTS_HZ
-            end_s = end_s if until_s - end_s >= last_s else until_s
-            asked.append(self._part(source, (end_s - covered_s) / left_s))
+        while share_left > 0.0:
+            sleep_until(send_s)
+            next_s = self._ticks.send_at(max(send_s, time.monotonic()) + piece_s - tick_s / 2)
+            more = math.floor((until_s - _MARGIN_S - self._ticks.answer_at(next_s)) / piece_s) + 1
+            share = share_left / (1 + max(0, more))
+            asked.append(self._part(source, share))
             results.append(self._command(asked[-1], self._deadline_ns()))
-            covered_s = end_s
-            if covered_s < until_s:
-                time.sleep(max(0.0, covered_s - time.monotonic()))
+            send_s, share_left = next_s, share_left - share if more > 0 else 0.0
         worst = max(results, key=lambda result: _SEVERITY.index(result.verdict))
         sent = [result.sent for result in results if result.verdict is not Verdict.REFUSED] or [worst.sent]
         result = structs.replace(worst, seq=self._seq, sent=source.summed(sent))
-        return self._period_over(result), source.summed(asked)
+        return self._period_over(result, catch_up_s=_CATCH_UP * self.spec.control_period_s), source.summed(asked)
 
     def _part(self, source: Parts, share: float) -> FloatArray:
         """The next piece (A,); stops the robot, whose goals still lie ahead of it, if there is none."""
@@ -225,20 +237,19 @@ class RemoteRobot:
         timeout_ns = s_to_ns(self.spec.command_timeout_s) - self._offset.error_ns
         return self._offset.to_peer_ns(self._clock.now_ns() + timeout_ns)
 
-    def _period_over(self, result: CommandResult) -> Stepped:
+    def _period_over(self, result: CommandResult, catch_up_s: float = 0.0) -> Stepped:
         """Wait for the end of the control period, and look."""
         overruns = self.pacer.overruns if self.pacer else 0
-        self._wait_for_tick()
+        self._wait_for_tick(catch_up_s)
         state = self._states.newest(timeout_s=self.spec.command_timeout_s)
         if state is None or state.boot != self.info.boot:
             raise UnreachableError(f"no state of {self.spec.name} for {self.spec.command_timeout_s * 1e3:.0f} ms")
         late = self.pacer is not None and self.pacer.overruns > overruns
         return Stepped(result, state, self._age_ns(state), late, self._round_trip_s)
 
-    def _wait_for_tick(self) -> None:
+    def _wait_for_tick(self, catch_up_s: float = 0.0) -> None:
         if self.pacer is not None:
-            self.pacer.wait()
-        self._tick_s = time.monotonic()
+            self.pacer.wait_or_catch_up(catch_up_s)
 
     def image(self, camera: str) -> Array:
         """One RGB image (height, width, 3) uint8 of a camera that the robot server itself renders."""
@@ -249,7 +260,9 @@ class RemoteRobot:
         command = Command(session=self._session, seq=self._seq, deadline_ns=deadline_ns, action=action)
         sent_s = time.monotonic()
         result = self._request(command)
-        self._round_trip_s = time.monotonic() - sent_s
+        answered_s = time.monotonic()
+        self._round_trip_s = answered_s - sent_s
+        self._ticks.answered(answered_s)
         if not isinstance(result, CommandResult):
             raise MessageError(f"the robot server answered a command with {type(result).__name__}")
         if result.refusal in _LOST:
