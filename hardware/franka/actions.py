@@ -1,8 +1,9 @@
-"""What an action of the Franka means: three action spaces, each turning an action into a goal setpoint.
+"""What an action of the Franka means: four action spaces, each turning an action into a goal setpoint.
 
 `ee_delta`        change of the commanded tool pose: some of dx, dy, dz, droll, dpitch, dyaw (base frame), gripper
 `ee_pose`         absolute tool pose in the base frame, quaternion w x y z, gripper
 `joint_position`  seven joint positions, gripper
+`joint_delta`     changes of the seven commanded joint positions, gripper
 
 The gripper is 0 closed to 1 open; it is left out where the fingers are fixed. A setpoint is (8,): seven joints in
 rad and the gripper's width in m.
@@ -23,14 +24,17 @@ from hardware.sim.task import ToolMotion
 from hardware.sim.world import yaw_of
 from robot_stack.core.errors import ConfigError, RobotError
 from robot_stack.core.messages import FloatArray
-from robot_stack.core.protocols import Setpoint
+from robot_stack.core.protocols import Setpoint, SetpointLimits
 from robot_stack.core.specs import Feature, vector
 
 FloatVector = NDArray[np.float64]
 
-ACTION_SPACES = ("ee_delta", "ee_pose", "joint_position")
+JOINT_DELTA = "joint_delta"
+ACTION_SPACES = ("ee_delta", "ee_pose", "joint_position", JOINT_DELTA)
 MAX_LEAD_M = 0.020
 MAX_LEAD_RAD = 0.25
+MAX_JOINT_STEP_RAD = 0.04
+MAX_JOINT_LEAD_RAD = 0.08
 
 _TRANSLATION = ("dx", "dy", "dz")
 _ROTATION = ("droll", "dpitch", "dyaw")
@@ -54,6 +58,9 @@ def action_feature(space: str, motion: ToolMotion) -> Feature:
     elif space == "joint_position":
         names = tuple(f"{name}_rad" for name in limits.JOINT_NAMES)
         lower, upper = limits.RECTANGLE_LOWER_RAD, limits.RECTANGLE_UPPER_RAD
+    elif space == JOINT_DELTA:
+        names = tuple(f"{name}_delta_rad" for name in limits.JOINT_NAMES)
+        lower, upper = (-MAX_JOINT_STEP_RAD,) * len(names), (MAX_JOINT_STEP_RAD,) * len(names)
     else:
         raise ConfigError(f"action space '{space}' is unknown; choose one of {', '.join(ACTION_SPACES)}")
     if gripper:
@@ -91,11 +98,15 @@ class ActionSpace(Protocol):
         """The goal setpoint (8,) of a checked action."""
 
 
-def make_action_space(space: str, motion: ToolMotion, kinematics: ArmKinematics) -> ActionSpace:
+def make_action_space(
+    space: str, motion: ToolMotion, kinematics: ArmKinematics, limits_of_setpoint: SetpointLimits
+) -> ActionSpace:
     if space == "ee_delta":
         return ToolDelta(motion, kinematics)
     if space == "ee_pose":
         return ToolPose(motion, kinematics)
+    if space == JOINT_DELTA:
+        return JointDelta(limits_of_setpoint)
     return JointPosition()
 
 
@@ -107,6 +118,25 @@ class JointPosition:
         # float32 rounding must not carry a bound past its limit
         joints = np.clip(action[:7].astype(np.float64), limits.RECTANGLE_LOWER_RAD, limits.RECTANGLE_UPPER_RAD)
         return _setpoint(joints, _width(action[7:], measured))
+
+
+class JointDelta:
+    """Relative joint motion. Goals lead the measured joints by at most `MAX_JOINT_LEAD_RAD`, which bounds how hard the
+    arm's impedance can press, and stay inside the limits. The task's workspace is not looked at."""
+
+    def __init__(self, limits_of_setpoint: SetpointLimits) -> None:
+        self._lower, self._upper = np.asarray(limits_of_setpoint.lower[:7]), np.asarray(limits_of_setpoint.upper[:7])
+        self._joints: FloatVector | None = None
+
+    def forget_goal(self) -> None:
+        self._joints = None
+
+    def resolve(self, action: FloatArray, measured: ArmPose) -> Setpoint:
+        actual = measured.joints_rad
+        wanted = (actual if self._joints is None else self._joints) + action[:7].astype(np.float64)
+        wanted = np.clip(wanted, actual - MAX_JOINT_LEAD_RAD, actual + MAX_JOINT_LEAD_RAD)
+        self._joints = np.clip(wanted, self._lower, self._upper)
+        return _setpoint(self._joints, _width(action[7:], measured))
 
 
 class ToolPose:

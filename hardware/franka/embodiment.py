@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware.franka import limits
-from hardware.franka.actions import ActionSpace, ArmPose, action_feature, make_action_space
+from hardware.franka.actions import JOINT_DELTA, ActionSpace, ArmPose, action_feature, make_action_space
 from hardware.franka.collision import franka_geometry
 from hardware.franka.kinematics import ArmKinematics
 from hardware.franka.model import ARM_JOINTS, HAND, READY_RAD, TCP_Z_IN_HAND_M, FrankaModel, build_franka
@@ -42,6 +42,10 @@ _STATE_NAMES = (
     *("goal_minus_tool_x_m", "goal_minus_tool_y_m", "goal_minus_tool_z_m", "goal_minus_tool_yaw_rad"),
 )
 _GRIPPER_NAMES = ("gripper_width_m", "gripper_goal_width_m")
+_JOINT_NAMES = (
+    *(f"{name}_rad" for name in limits.JOINT_NAMES),
+    *(f"goal_minus_{name}_rad" for name in limits.JOINT_NAMES),
+)
 _WRENCH_NAMES = ("force_x_n", "force_y_n", "force_z_n", "moment_x_nm", "moment_y_nm", "moment_z_nm")
 
 
@@ -68,6 +72,7 @@ class FrankaMeasured:
 
 @dataclass(frozen=True, slots=True)
 class _Goal:
+    joints_rad: FloatVector
     position_m: FloatVector
     yaw_rad: float
     gripper_width_m: float
@@ -86,8 +91,9 @@ class FrankaEmbodiment:
     """One arm with one task's tool.
 
     Features (float32; base frame = link0; the tool is the task's: the peg's tip, or between the finger tips):
-        observation.state: tool pose and velocity, how far the commanded goal leads the tool; the gripper, if it moves.
-            Tilt is the horizontal part of the tool's z axis.
+        observation.state: tool pose and velocity, how far the commanded goal leads the tool; the gripper, if it moves;
+            in the action space `joint_delta` the joints and how far their goals lead them. Tilt is the horizontal part
+            of the tool's z axis.
         observation.external_wrench: force and moment (6,) on the robot at the tool, averaged over the ticks of the
             last control period and clipped to 60 N and 10 N m.
         observation.joint_position, observation.joint_velocity: (7,) each.
@@ -127,13 +133,15 @@ class FrankaEmbodiment:
             action=action_feature(action_space, self.task.motion),
             observation=self._observation_features(with_environment) | image_features(cameras),
         )
-        self._goal = _Goal(np.zeros(3), 0.0, 0.0)
+        self._goal = _Goal(np.zeros(7), np.zeros(3), 0.0, 0.0)
         self._opened: _Opened | None = None
 
     def _observation_features(self, with_environment: bool) -> dict[str, Feature]:
         environment = {ENVIRONMENT_STATE: vector(self.task.environment_names)} if with_environment else {}
+        gripper = _GRIPPER_NAMES if self.gripper_moves else ()
+        joints = _JOINT_NAMES if self._action_space == JOINT_DELTA else ()
         return {
-            STATE: vector(_STATE_NAMES + (_GRIPPER_NAMES if self.gripper_moves else ())),
+            STATE: vector(_STATE_NAMES + gripper + joints),
             **environment,
             EXTERNAL_WRENCH: vector(_WRENCH_NAMES),
             JOINT_POSITION: vector(tuple(f"{name}_rad" for name in limits.JOINT_NAMES)),
@@ -154,7 +162,7 @@ class FrankaEmbodiment:
         for index, joint in enumerate(ARM_JOINTS):
             spec.joint(joint).range = (self.limits.lower[index], self.limits.upper[index])
         kinematics = ArmKinematics(spec.compile(), TOOL_SITE, np.asarray(READY_RAD))
-        actions = make_action_space(self._action_space, self.task.motion, kinematics)
+        actions = make_action_space(self._action_space, self.task.motion, kinematics, self.limits)
         self._opened = _Opened(kinematics, actions, franka_geometry(self.task))
 
     def close(self) -> None:
@@ -216,7 +224,7 @@ class FrankaEmbodiment:
 
     def _set_goal(self, goal: Setpoint) -> None:
         position, rotation = self._open.kinematics.tool_pose(goal[:7])
-        self._goal = _Goal(position, yaw_of(rotation), float(goal[7]))
+        self._goal = _Goal(goal[:7].copy(), position, yaw_of(rotation), float(goal[7]))
 
     # ---- observation ------------------------------------------------------------------------------------------
 
@@ -238,6 +246,8 @@ class FrankaEmbodiment:
         values = [*tool.position_m, yaw, *tool.rotation[:2, 2], *tool.velocity_m_s, *lead, turn]
         if self.gripper_moves:
             values += [measured.gripper_width_m, self._goal.gripper_width_m]
+        if self._action_space == JOINT_DELTA:
+            values += [*measured.joints_rad, *(self._goal.joints_rad - measured.joints_rad)]
         return np.asarray(values)
 
 

@@ -18,17 +18,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hardware.franka.actions import JOINT_DELTA
 from hardware.franka.config import FrankaRos2Config
 from hardware.franka.embodiment import FrankaEmbodiment, FrankaMeasured, shifted_wrench
 from hardware.franka.following import FollowingWatch
 from hardware.franka.limits import make_limits
 from hardware.franka.model import TCP_SITE
 from hardware.franka.ros2_gripper import ActionGoals, GripperLine
-from hardware.franka.ros2_names import ERROR_RECOVERY, ERROR_RECOVERY_ACTION, make_link, stream_topic
+from hardware.franka.ros2_names import (
+    ERROR_RECOVERY,
+    ERROR_RECOVERY_ACTION,
+    JOINT_TRAJECTORY,
+    TARGET_JOINT,
+    TARGET_POSE,
+    make_link,
+    stream_topic,
+)
 from hardware.franka.ros2_state import FrankaRos2State
 from hardware.franka.ros2_stream import TargetStream
 from robot_stack.core.clock import MonotonicClock
-from robot_stack.core.errors import RobotError, UnreachableError
+from robot_stack.core.errors import ConfigError, RobotError, UnreachableError
 from robot_stack.core.messages import FloatArray
 from robot_stack.core.protocols import Reading, Robot, RobotGeometry, Setpoint, SetpointLimits
 from robot_stack.core.specs import RobotSpec
@@ -66,6 +75,11 @@ class FrankaRos2(Robot):
     ) -> None:
         self._config = config
         self._topic = stream_topic(config)
+        if action_space == JOINT_DELTA and config.stream == TARGET_POSE:
+            raise ConfigError(
+                f"{name}: the stream '{TARGET_POSE}' tells the controller a place of the hand, and the action space "
+                f"{JOINT_DELTA} drives joints; choose robot.ros2.stream={TARGET_JOINT} or {JOINT_TRAJECTORY}"
+            )
         self._embodiment = FrankaEmbodiment(
             name,
             task,

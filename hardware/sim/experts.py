@@ -168,6 +168,7 @@ def make_expert(task: str, spec: RobotSpec) -> Expert:
     if "dx_m" not in spec.action.names:
         raise ConfigError(
             f"the expert for '{task}' drives the action space ee_delta; robot '{spec.name}' takes "
-            f"{', '.join(spec.action.names)}; start it with action_space=ee_delta"
+            f"{', '.join(spec.action.names)}; start it with robot.action_space=ee_delta, or collect by hand with "
+            "device=page"
         )
     return _EXPERTS[task](spec)

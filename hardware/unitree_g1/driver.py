@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 
+from hardware.unitree_g1.actions import PALM_DELTA
 from hardware.unitree_g1.arm_sdk import AXES, ArmSdk
 from hardware.unitree_g1.bus import LOW_STATE_TOPIC, G1Bus
 from hardware.unitree_g1.config import G1BusConfig
@@ -57,7 +58,8 @@ class G1(Robot):
     the weight back to 0 and then fall silent. `emergency_stop` damps the whole robot: one that stands, falls.
 
     Args:
-        backend: `dds` or `ros2`. bus: a connection to use instead of the back-end's own.
+        backend: `dds` or `ros2`. bus: a connection to use instead of the back-end's own. action_space: `palm_delta` or
+            `joint_delta`.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class G1(Robot):
         *,
         backend: str = "dds",
         bus: G1Bus | None = None,
+        action_space: str = PALM_DELTA,
         control_rate_hz: float = 10.0,
         tick_rate_hz: float = 500.0,
         clock: Clock | None = None,
@@ -82,6 +85,7 @@ class G1(Robot):
             simulated=False,
             with_environment=False,
             hands=config.hands,
+            action_space=action_space,
         )
         self._name = name
         self._config = config

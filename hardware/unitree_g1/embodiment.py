@@ -16,9 +16,16 @@ from numpy.typing import NDArray
 
 from hardware.sim.collision import ModelGeometry
 from hardware.sim.rendering import CameraConfig, image_features, mujoco
-from hardware.unitree_g1.actions import PalmDelta, action_feature
+from hardware.unitree_g1.actions import (
+    ARM_JOINTS,
+    JOINT_DELTA,
+    PALM_DELTA,
+    ActionSpace,
+    action_feature,
+    make_action_space,
+)
 from hardware.unitree_g1.geometry import g1_geometry
-from hardware.unitree_g1.joints import ARM_SDK_MOTORS, GRIPPER_NAMES, MOTOR_NAMES, SIDES
+from hardware.unitree_g1.joints import ARM_AXES, ARM_SDK_MOTORS, GRIPPER_NAMES, MOTOR_NAMES, SIDES
 from hardware.unitree_g1.kinematics import G1Kinematics, Palms
 from hardware.unitree_g1.limits import DEFAULT_MODE_MACHINE, default_limits
 from hardware.unitree_g1.tasks import PalmTask, make_task
@@ -40,7 +47,7 @@ _JOINTS = len(ARM_SDK_MOTORS)
 _MOTORS = list(ARM_SDK_MOTORS)
 
 
-def _state_names(grippers: bool) -> tuple[str, ...]:
+def _state_names(grippers: bool, joints: bool) -> tuple[str, ...]:
     palms = []
     for side in SIDES:
         palms += [f"{side}_palm_{axis}_m" for axis in "xyz"]
@@ -49,6 +56,9 @@ def _state_names(grippers: bool) -> tuple[str, ...]:
         palms += [f"goal_minus_{side}_palm_{axis}_m" for axis in "xyz"]
     if grippers:
         palms += [*GRIPPER_NAMES, *(f"{name}_goal" for name in GRIPPER_NAMES)]
+    if joints:
+        palms += [f"{joint}_rad" for joint in ARM_JOINTS]
+        palms += [f"goal_minus_{joint}_rad" for joint in ARM_JOINTS]
     return tuple(palms)
 
 
@@ -68,21 +78,22 @@ class _Opened:
     """What exists between `connect` and `close`."""
 
     kinematics: G1Kinematics
-    actions: PalmDelta
+    actions: ActionSpace
     geometry: ModelGeometry
 
 
 class G1Embodiment:
-    """Both arms and the waist, with one task's palm motion.
+    """Both arms and the waist, with one task.
 
     Features (float32; pelvis frame):
         observation.state: of each palm position, rotation vector, velocity, and how far its commanded goal leads it;
-            the grippers and their goals, if there are hands.
+            the grippers and their goals, if there are hands; in the action space `joint_delta` the arms' joints and how
+            far their goals lead them.
         observation.joint_position, observation.joint_velocity, observation.joint_effort: (29,) each, motor order.
 
     Args:
         with_environment: name `observation.environment_state` in the spec; whoever does it, fills it.
-        hands: `none` or `dex3`.
+        hands: `none` or `dex3`. action_space: `palm_delta` or `joint_delta`.
     """
 
     def __init__(
@@ -90,6 +101,7 @@ class G1Embodiment:
         name: str,
         task: str | PalmTask,
         *,
+        action_space: str = PALM_DELTA,
         control_rate_hz: float = 10.0,
         tick_rate_hz: float = 500.0,
         simulated: bool,
@@ -101,6 +113,7 @@ class G1Embodiment:
         self.hands = hands
         self.has_grippers = hands != "none"
         self.limits = default_limits(hands)
+        self._action_space = action_space
         self.spec = RobotSpec(
             name=name,
             model="unitree_g1",
@@ -110,9 +123,10 @@ class G1Embodiment:
             tick_rate_hz=tick_rate_hz,
             command_timeout_s=1.5 / control_rate_hz,
             max_episode_steps=self.task.max_episode_steps,
-            action=action_feature(self.task.motion, self.has_grippers),
+            action=action_feature(action_space, self.task.motion, self.has_grippers),
             observation=self._observation_features(with_environment) | image_features(cameras),
         )
+        self._goal_arms_rad = np.zeros(ARM_AXES)
         self._goal_palms_m = np.zeros((2, 3))
         self._goal_gripper = np.zeros(2)
         self._opened: _Opened | None = None
@@ -120,7 +134,7 @@ class G1Embodiment:
     def _observation_features(self, with_environment: bool) -> dict[str, Feature]:
         environment = {ENVIRONMENT_STATE: vector(self.task.environment_names)} if with_environment else {}
         return {
-            STATE: vector(_state_names(self.has_grippers)),
+            STATE: vector(_state_names(self.has_grippers, self._action_space == JOINT_DELTA)),
             **environment,
             JOINT_POSITION: vector(tuple(f"{name}_rad" for name in MOTOR_NAMES)),
             JOINT_VELOCITY: vector(tuple(f"{name}_rad_s" for name in MOTOR_NAMES)),
@@ -138,7 +152,7 @@ class G1Embodiment:
             return
         self.limits = default_limits(self.hands, mode_machine)
         kinematics = G1Kinematics(self.limits, self.hands, REST_ARMS_RAD)
-        actions = PalmDelta(self.task.motion, kinematics)
+        actions = make_action_space(self._action_space, self.task.motion, kinematics, self.limits)
         self._opened = _Opened(kinematics, actions, g1_geometry(self.task, self.hands))
 
     def close(self) -> None:
@@ -176,6 +190,7 @@ class G1Embodiment:
     def hold(self, measured: G1Measured) -> None:
         """Forget the goal: it is where the robot is, and later relative actions count from there."""
         self._open.actions.forget_goal()
+        self._goal_arms_rad = self.setpoint_of(measured)[:ARM_AXES]
         self._goal_palms_m = self._palms(measured).position_m
         self._goal_gripper = np.array(measured.gripper)
 
@@ -184,11 +199,12 @@ class G1Embodiment:
         joints = self._open.actions.resolve(action, self.setpoint_of(measured), self._palms(measured))
         goal = joints
         if self.has_grippers:
-            self._goal_gripper = np.asarray(action[6:8], dtype=np.float64)
+            self._goal_gripper = np.asarray(action[-len(GRIPPER_NAMES) :], dtype=np.float64)
             goal = np.concatenate([joints, self._goal_gripper])
         goal = np.clip(goal, self.limits.lower, self.limits.upper)
         position = np.array(measured.position_rad)
         position[_MOTORS] = goal[:_JOINTS]
+        self._goal_arms_rad = goal[:ARM_AXES].copy()
         self._goal_palms_m = self._open.kinematics.palms(position, measured.velocity_rad_s).position_m
         return goal
 
@@ -212,7 +228,10 @@ class G1Embodiment:
         turns = np.array([_rotation_vector(rotation) for rotation in palms.rotation])
         lead = self._goal_palms_m - palms.position_m
         state = np.concatenate([palms.position_m, turns, palms.velocity_m_s, lead], axis=1).reshape(-1)
-        return np.concatenate([state, measured.gripper, self._goal_gripper]) if self.has_grippers else state
+        hands = [measured.gripper, self._goal_gripper] if self.has_grippers else []
+        arms_rad = self.setpoint_of(measured)[:ARM_AXES]
+        joints = [arms_rad, self._goal_arms_rad - arms_rad] if self._action_space == JOINT_DELTA else []
+        return np.concatenate([state, *hands, *joints])
 
 
 def _rotation_vector(rotation: FloatVector) -> FloatVector:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from hardware.unitree_g1.joints import GRIPPER_NAMES, SIDES
 from hardware.unitree_g1.tasks import PAD_IN_HAND_M, BimanualLiftConfig
+from robot_stack.core.errors import ConfigError
 from robot_stack.core.messages import Features, FloatArray
 from robot_stack.core.specs import STATE, RobotSpec
 
@@ -18,7 +19,8 @@ _BOX_HALF_WIDTH_M = BimanualLiftConfig().box_half_m[1]
 class G1BimanualLiftExpert:
     """Brings the palms beside the true box, squeezes it, and lifts it once both palms press.
 
-    How hard a palm presses shows in how far its goal leads it. If the grip slips, it lowers and grips anew.
+    How hard a palm presses shows in how far its goal leads it. If the grip slips, it lowers and grips anew. ConfigError
+    for a robot whose actions do not move palms.
     """
 
     _BESIDE_M = 0.04
@@ -32,6 +34,12 @@ class G1BimanualLiftExpert:
     _SIDES = np.array([1.0, -1.0])
 
     def __init__(self, spec: RobotSpec) -> None:
+        if "left_dx_m" not in spec.action.names:
+            raise ConfigError(
+                f"the expert for '{spec.task}' drives the action space palm_delta; robot '{spec.name}' takes "
+                f"{', '.join(spec.action.names)}; start it with robot.action_space=palm_delta, or collect by hand with "
+                "device=page"
+            )
         self._names = spec.observation[STATE].names
         self._lower, self._upper = spec.action.lower_array(), spec.action.upper_array()
         self._grippers = len(GRIPPER_NAMES) if GRIPPER_NAMES[0] in spec.action.names else 0

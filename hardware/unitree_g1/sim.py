@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hardware.sim.rendering import CameraConfig, mujoco
 from hardware.sim.world import World
-from hardware.unitree_g1.actions import PALM_QUAT
+from hardware.unitree_g1.actions import PALM_DELTA, PALM_QUAT
 from hardware.unitree_g1.embodiment import REST_ARMS_RAD, G1Embodiment, G1Measured
 from hardware.unitree_g1.joints import ARM_SDK_MOTORS, JOINT_NAMES, MOTOR_COUNT
 from hardware.unitree_g1.model import (
@@ -65,6 +65,7 @@ class SimulatedG1(SimulatedRobot):
         cameras: tuple[CameraConfig, ...] = (),
         view_cameras: tuple[CameraConfig, ...] = (),
         hands: str = "none",
+        action_space: str = PALM_DELTA,
         clock: Clock | None = None,
     ) -> None:
         self._embodiment = G1Embodiment(
@@ -75,6 +76,7 @@ class SimulatedG1(SimulatedRobot):
             simulated=True,
             with_environment=True,
             hands=hands,
+            action_space=action_space,
             cameras=cameras,
         )
         self._task = self._embodiment.task

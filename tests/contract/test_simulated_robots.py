@@ -32,8 +32,8 @@ class RobotCase:
 
 
 def zero_delta(robot: SimulatedRobot) -> FloatArray:
-    """No motion; an open gripper stays open."""
-    return np.array([float(name == "gripper") for name in robot.spec.action.names], dtype=np.float32)
+    """No motion; open grippers stay open."""
+    return np.array([float(name.endswith("gripper")) for name in robot.spec.action.names], dtype=np.float32)
 
 
 def measured_joints(robot: SimulatedRobot) -> FloatArray:
@@ -52,7 +52,28 @@ CASES = [
         ),
         measured_joints,
     ),
+    RobotCase(
+        "franka_peg_insertion_joint_delta",
+        lambda: SimulatedFranka("franka_0", "peg_insertion", action_space="joint_delta"),
+        zero_delta,
+    ),
+    RobotCase(
+        "franka_pick_cube_joint_delta",
+        lambda: SimulatedFranka("franka_0", "pick_cube", action_space="joint_delta"),
+        zero_delta,
+    ),
     RobotCase("g1_bimanual_lift", lambda: SimulatedG1("g1_0", "g1_bimanual_lift"), zero_delta),
+    RobotCase(
+        "g1_bimanual_lift_joint_delta",
+        lambda: SimulatedG1("g1_0", "g1_bimanual_lift", action_space="joint_delta"),
+        zero_delta,
+    ),
+    RobotCase(
+        "g1_bimanual_lift_dex3_joint_delta",
+        lambda: SimulatedG1("g1_0", "g1_bimanual_lift", hands="dex3", action_space="joint_delta"),
+        zero_delta,
+        still_tolerance=1e-3,
+    ),
     RobotCase("stretch_reach_grasp", lambda: SimulatedStretch("stretch_0", "stretch_reach_grasp"), zero_delta),
 ]
 

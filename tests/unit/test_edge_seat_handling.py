@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from hardware.franka.sim import SimulatedFranka
 from hardware.stretch.sim import SimulatedStretch
+from hardware.unitree_g1.actions import ARM_JOINTS
 from hardware.unitree_g1.sim import SimulatedG1
 from robot_stack.core.handling import Handling
 from robot_stack.core.specs import RobotSpec, vector
@@ -19,13 +20,21 @@ from tests.seat_kit import SPEC
 SPECS = {
     "peg_insertion": SimulatedFranka("franka_0", "peg_insertion").spec,
     "pick_cube": SimulatedFranka("franka_0", "pick_cube").spec,
+    "peg_joints": SimulatedFranka("franka_0", "peg_insertion", action_space="joint_delta").spec,
+    "pick_joints": SimulatedFranka("franka_0", "pick_cube", action_space="joint_delta").spec,
     "g1": SimulatedG1("g1_0", "g1_bimanual_lift").spec,
+    "g1_joints": SimulatedG1("g1_0", "g1_bimanual_lift", action_space="joint_delta").spec,
+    "g1_joints_hands": SimulatedG1("g1_0", "g1_bimanual_lift", hands="dex3", action_space="joint_delta").spec,
     "stretch": SimulatedStretch("stretch_0", "stretch_reach_grasp").spec,
 }
 MEASURED = {
     "peg_insertion": ("tool_x_m", "tool_y_m", "tool_z_m", "tool_yaw_rad"),
     "pick_cube": ("tool_x_m", "tool_y_m", "tool_z_m", "tool_yaw_rad"),
+    "peg_joints": tuple(f"fr3_joint{number}_rad" for number in range(1, 8)),
+    "pick_joints": tuple(f"fr3_joint{number}_rad" for number in range(1, 8)),
     "g1": tuple(f"{side}_palm_{axis}_m" for side in ("left", "right") for axis in "xyz"),
+    "g1_joints": tuple(f"{joint}_rad" for joint in ARM_JOINTS),
+    "g1_joints_hands": tuple(f"{joint}_rad" for joint in ARM_JOINTS),
     "stretch": ("base_translation_m", "lift_m", "arm_m", "wrist_yaw_rad"),
 }
 

@@ -13,10 +13,11 @@ from hardware.franka.sim import SimulatedFranka
 from hardware.sim.experts import Expert, make_expert
 from hardware.stretch.experts import StretchReachGraspExpert
 from hardware.stretch.sim import SimulatedStretch
+from hardware.unitree_g1.actions import ARM_JOINTS
 from hardware.unitree_g1.experts import G1BimanualLiftExpert
 from hardware.unitree_g1.sim import SimulatedG1
 from robot_stack.core.handling import Handling
-from robot_stack.core.messages import Verdict
+from robot_stack.core.messages import Features, FloatArray, Verdict
 from robot_stack.core.protocols import SimulatedRobot
 from robot_stack.core.seat import Intent
 from robot_stack.core.specs import STATE, RobotSpec, vector
@@ -24,6 +25,42 @@ from robot_stack.edge.rewind import Way
 from tests.seat_kit import SPEC, Arm, GuardedRobot, Person, Show, show
 
 NEAR_M, NEAR_RAD = 0.005, np.deg2rad(2.0)
+FRANKA_JOINTS = tuple(f"fr3_joint{number}" for number in range(1, 8))
+
+
+class DrivesJoints:
+    """Up and out, every joint at a speed of its own, and after some steps another way; open hands stay open."""
+
+    _TURN_AFTER = 10
+
+    def __init__(self, spec: RobotSpec, joints: tuple[str, ...], first: str, then: str) -> None:
+        self._handling, self._step = Handling(spec), 0
+        self._moves = [
+            {f"{joint}_delta_rad": int(tenths) / 10 for joint, tenths in zip(joints, way.split(), strict=True)}
+            for way in (first, then)
+        ]
+        self._last = np.array([float(name.endswith("gripper")) for name in spec.action.names], np.float32)
+
+    def reset(self, seed: int) -> None:
+        self._step = 0
+
+    def act(self, features: Features, ground_truth: Features) -> FloatArray:
+        self._step += 1
+        return self._handling.moved(self._last, self.moves(self._step), 1.0)
+
+    def moves(self, step: int) -> dict[str, float]:
+        """What a hand does at that step."""
+        return self._moves[step > self._TURN_AFTER]
+
+
+def franka_joints(spec: RobotSpec) -> DrivesJoints:
+    return DrivesJoints(spec, FRANKA_JOINTS, "4 -6 2 5 -7 8 10", "-3 -4 5 -5 6 5 -10")
+
+
+def g1_joints(spec: RobotSpec) -> DrivesJoints:
+    left = "-4 8 4 -6 5 4 -5", "-3 4 -3 -5 -8 2 4"
+    right = "-5 -6 2 -7 -5 -3 6", "-3 -5 3 -4 10 5 4"
+    return DrivesJoints(spec, ARM_JOINTS, f"{left[0]} {right[0]}", f"{left[1]} {right[1]}")
 
 
 @dataclass(frozen=True)
@@ -40,7 +77,11 @@ CASES = {
         lambda: SimulatedFranka("a", "peg_insertion"), lambda spec: make_expert("peg_insertion", spec), 8
     ),
     "franka_pick": Case(lambda: SimulatedFranka("a", "pick_cube"), lambda spec: make_expert("pick_cube", spec), 22),
+    "franka_joints": Case(lambda: SimulatedFranka("a", "pick_cube", action_space="joint_delta"), franka_joints, 18),
     "g1": Case(lambda: SimulatedG1("a", "g1_bimanual_lift"), G1BimanualLiftExpert, 9),
+    "g1_joints": Case(
+        lambda: SimulatedG1("a", "g1_bimanual_lift", hands="dex3", action_space="joint_delta"), g1_joints, 18
+    ),
     "stretch": Case(lambda: SimulatedStretch("a", "stretch_reach_grasp"), StretchReachGraspExpert, 25),
 }
 
@@ -111,7 +152,7 @@ def test_stopped_in_the_middle_it_stands_goes_on_from_there_and_still_gets_there
     assert max(to_go[2:], default=0.0) <= to_go[0] + 1.5, "it does not go forward again"
 
 
-@pytest.mark.parametrize("name", ["franka_peg", "g1", "stretch"])
+@pytest.mark.parametrize("name", ["franka_peg", "franka_joints", "g1", "g1_joints", "stretch"])
 @pytest.mark.parametrize("speed", [0.25, 1.0])
 def test_it_is_no_faster_than_the_person_says(name: str, speed: float) -> None:
     _, robot, before = rewound(name, CASES[name].steps // 2, speed)
@@ -120,6 +161,31 @@ def test_it_is_no_faster_than_the_person_says(name: str, speed: float) -> None:
     shares = np.abs(asked) / handling.reach
     assert shares.max() <= speed * (1 + 1e-5)
     assert shares.max() > 0.8 * speed
+
+
+@pytest.mark.parametrize("name", ["franka_joints", "g1_joints"])
+def test_joints_that_a_person_drove_by_hand_come_back(name: str) -> None:
+    case, steps = CASES[name], 15
+    robot = GuardedRobot(case.make())
+    person_moves = case.expert(robot.spec)
+    assert isinstance(person_moves, DrivesJoints)
+    rewinds = Rewinds(3 + steps, 0, 1.0)
+
+    def plan(command: int, person: Person) -> None:
+        if 3 <= command < 3 + steps:
+            assert person.wants(Intent.RECOVER, person_moves.moves(command)) == ""
+        else:
+            rewinds(command, person)
+
+    still = np.array([float(name.endswith("gripper")) for name in robot.spec.action.names], np.float32)
+    done = show(plan, "rac", robot, lambda *_: still)
+    handling = Handling(robot.spec)
+    away = [handling.measured(step.following.features) for step in done.seen]
+    start = handling.measured(done.seen[0].observation.features)
+    assert np.abs(np.array(away) - start).max(axis=0).min() > np.deg2rad(4.0), "every joint was moved"
+    assert rewinds.arrived and set(done.sources()[3:]) == {"r"}
+    assert (np.abs(off(done, robot.spec, 0)) < NEAR_RAD).all()
+    assert all(result.verdict is Verdict.ACCEPTED for result in robot.results)
 
 
 def walked(places: list[float], familiar: list[float] | None = None) -> Way:

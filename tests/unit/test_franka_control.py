@@ -1,14 +1,16 @@
-"""Inverse kinematics and the three action spaces."""
+"""Inverse kinematics and the four action spaces."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from hardware.franka import limits
-from hardware.franka.actions import MAX_LEAD_M, tool_down
+from hardware.franka.actions import MAX_JOINT_LEAD_RAD, MAX_JOINT_STEP_RAD, MAX_LEAD_M, tool_down
+from hardware.franka.embodiment import FrankaEmbodiment
 from hardware.franka.kinematics import ArmKinematics
 from hardware.franka.model import ARM_JOINTS, READY_RAD, TCP_SITE, FrankaModel, build_franka
 from hardware.franka.sim import SimulatedFranka
@@ -145,8 +147,93 @@ def test_joint_position_reaches_the_joints() -> None:
     np.testing.assert_allclose(robot.measured_setpoint(), [*wanted, 0.02], atol=1e-3)
 
 
+@pytest.fixture
+def by_joints() -> Iterator[SimulatedFranka]:
+    robot = SimulatedFranka("franka", "pick_cube", action_space="joint_delta")
+    robot.connect()
+    yield robot
+    robot.close()
+
+
+def joint_leads(robot: SimulatedFranka) -> np.ndarray:
+    state = dict(zip(robot.spec.observation[STATE].names, robot.read().features[STATE], strict=True))
+    return np.array([state[f"goal_minus_{name}_rad"] for name in limits.JOINT_NAMES])
+
+
+@pytest.mark.parametrize("axis", range(7))
+def test_joint_delta_moves_that_joint_by_the_actions_together_and_no_other(
+    by_joints: SimulatedFranka, axis: int
+) -> None:
+    assert by_joints.spec.action.names == (*(f"{name}_delta_rad" for name in limits.JOINT_NAMES), "gripper")
+    start, action = by_joints.measured_setpoint(), np.zeros(8)
+    action[axis], action[7] = -0.03, 0.25
+    drive(by_joints, action.tolist(), 5)
+    action[axis] = 0.0
+    drive(by_joints, action.tolist(), 8)
+    expected = start.copy()
+    expected[axis] -= 0.15
+    expected[7] = 0.02
+    np.testing.assert_allclose(by_joints.measured_setpoint(), expected, atol=1e-3)
+    np.testing.assert_allclose(joint_leads(by_joints), 0.0, atol=1e-3)
+
+
+def test_joint_delta_goals_lead_the_joints_by_no_more_than_the_bound(by_joints: SimulatedFranka) -> None:
+    signs = np.array([1.0, -1.0, 1.0, 1.0, -1.0, 1.0, -1.0])
+    for _ in range(10):  # the world stands still, so the lead would grow without end
+        goal = by_joints.resolve(np.append(signs * MAX_JOINT_STEP_RAD, 1.0).astype(np.float32))
+    leads = signs * MAX_JOINT_LEAD_RAD
+    np.testing.assert_allclose(goal[:7] - by_joints.measured_setpoint()[:7], leads, atol=1e-9)
+    np.testing.assert_allclose(joint_leads(by_joints), leads, atol=1e-6)
+    back = by_joints.resolve(np.append(-signs * MAX_JOINT_STEP_RAD, 1.0).astype(np.float32))
+    np.testing.assert_allclose(goal[:7] - back[:7], signs * MAX_JOINT_STEP_RAD, atol=1e-6, err_msg="it turns at once")
+
+
+def test_joint_delta_stands_still_bit_for_bit_wherever_the_arm_is_pushed(by_joints: SimulatedFranka) -> None:
+    rng, still = np.random.default_rng(0), np.append(np.zeros(7), 1.0).astype(np.float32)
+    goal = by_joints.resolve(np.append(rng.uniform(-0.04, 0.04, 7), 1.0).astype(np.float32))
+    for _ in range(50):
+        by_joints.send(goal + np.append(rng.uniform(-0.02, 0.02, 7), 0.0))
+        by_joints.advance(0.01)
+        assert by_joints.resolve(still).tobytes() == goal.tobytes()
+
+
+def test_joint_delta_goals_do_not_run_away_behind_a_limit(by_joints: SimulatedFranka) -> None:
+    arm = by_joints.embodiment
+    for sign, bound in ((-1.0, LOWER), (1.0, UPPER)):
+        measured = arm.measured(bound - sign * 0.03, np.zeros(7), np.zeros(6), 0.08)
+        arm.hold(measured)
+        for _ in range(5):
+            goal = arm.resolve(np.append(np.full(7, sign * MAX_JOINT_STEP_RAD), 1.0).astype(np.float32), measured)
+            assert (goal[:7] >= LOWER).all() and (goal[:7] <= UPPER).all()
+        np.testing.assert_array_equal(goal[:7], bound)
+        back = arm.resolve(np.append(np.full(7, -sign * MAX_JOINT_STEP_RAD), 1.0).astype(np.float32), measured)
+        np.testing.assert_allclose(back[:7], bound - sign * MAX_JOINT_STEP_RAD, atol=1e-6)
+
+
+def test_joint_delta_keeps_to_the_limits_that_the_robot_itself_states() -> None:
+    robot = FrankaEmbodiment("franka", "pick_cube", action_space="joint_delta", control_rate_hz=10, tick_rate_hz=100)
+    ready = np.asarray(READY_RAD)
+    robot.open(limits.JointFacts(ready - 0.05, ready + 0.05, np.ones(7)))
+    measured = robot.measured(ready, np.zeros(7), np.zeros(6), 0.08)
+    robot.hold(measured)
+    for _ in range(3):
+        goal = robot.resolve(np.append(np.full(7, MAX_JOINT_STEP_RAD), 1.0).astype(np.float32), measured)
+    np.testing.assert_allclose(goal[:7], ready + 0.05)
+    np.testing.assert_allclose(robot.features(measured)[STATE][-7:], 0.05, atol=1e-6)
+    back = robot.resolve(np.append(np.full(7, -MAX_JOINT_STEP_RAD), 1.0).astype(np.float32), measured)
+    np.testing.assert_allclose(back[:7], ready + 0.05 - MAX_JOINT_STEP_RAD, atol=1e-6)
+
+
+def test_joint_delta_counts_from_where_the_arm_is_after_hold(by_joints: SimulatedFranka) -> None:
+    by_joints.resolve(np.append(np.full(7, 0.04), 1.0).astype(np.float32))
+    by_joints.hold()
+    np.testing.assert_array_equal(joint_leads(by_joints), 0.0)
+    goal = by_joints.resolve(np.append(np.full(7, -0.02), 1.0).astype(np.float32))
+    np.testing.assert_allclose(goal[:7], by_joints.measured_setpoint()[:7] - 0.02, atol=1e-6)
+
+
 def test_an_unknown_action_space_or_task_is_named() -> None:
-    with pytest.raises(ConfigError, match="ee_delta, ee_pose, joint_position"):
+    with pytest.raises(ConfigError, match="ee_delta, ee_pose, joint_position, joint_delta"):
         SimulatedFranka("franka", "pick_cube", action_space="ee_wrench")
     with pytest.raises(ConfigError, match="peg_insertion, pick_cube"):
         SimulatedFranka("franka", "fold_laundry")

@@ -163,9 +163,10 @@ def test_using_it_before_connect_says_so() -> None:
             call()
 
 
-def test_an_expert_for_another_action_space_is_refused() -> None:
-    robot = SimulatedFranka("franka", "pick_cube", action_space="joint_position")
-    with pytest.raises(ConfigError, match="ee_delta"):
+@pytest.mark.parametrize("space", ["ee_pose", "joint_position", "joint_delta"])
+def test_an_expert_for_another_action_space_is_refused(space: str) -> None:
+    robot = SimulatedFranka("franka", "pick_cube", action_space=space)
+    with pytest.raises(ConfigError, match=r"robot\.action_space=ee_delta, or collect by hand with device=page"):
         make_expert("pick_cube", robot.spec)
     with pytest.raises(ConfigError, match="peg_insertion, pick_cube"):
         make_expert("juggle", robot.spec)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hardware.sim.rendering import CameraConfig
+from hardware.unitree_g1.actions import ARM_JOINTS, MAX_JOINT_LEAD_RAD, MAX_JOINT_STEP_RAD
 from hardware.unitree_g1.embodiment import JOINT_EFFORT, JOINT_POSITION, G1Embodiment, G1Measured
 from hardware.unitree_g1.joints import ARM_SDK_MOTORS, MOTOR_NAMES
 from hardware.unitree_g1.sim import SimulatedG1
@@ -147,6 +148,83 @@ def test_waist_stays_where_it_is(robot: SimulatedG1) -> None:
     np.testing.assert_allclose(goal[14:17], robot.measured_setpoint()[14:17])
 
 
+# ---- joint by joint -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def by_joints() -> Iterator[SimulatedG1]:
+    made = SimulatedG1("g1_0", TASK, action_space="joint_delta")
+    made.connect()
+    yield made
+    made.close()
+
+
+def joint_action(**changes_rad: float) -> np.ndarray:
+    return np.array([changes_rad.get(joint, 0.0) for joint in ARM_JOINTS], dtype=np.float32)
+
+
+def joint_leads(robot: SimulatedG1) -> np.ndarray:
+    state = state_of(robot)
+    return np.array([state[f"goal_minus_{joint}_rad"] for joint in ARM_JOINTS])
+
+
+@pytest.mark.parametrize("joint", ["left_shoulder_roll", "left_wrist_yaw", "right_elbow", "right_wrist_roll"])
+def test_a_joint_moves_by_the_actions_together_and_no_other_does(by_joints: SimulatedG1, joint: str) -> None:
+    assert by_joints.spec.action.names == tuple(f"{name}_delta_rad" for name in ARM_JOINTS)
+    before, action = by_joints.measured_setpoint(), joint_action(**{joint: 0.03 if "left" in joint else -0.03})
+    follow(by_joints, [action] * 5 + [joint_action()] * 10)
+    moved = by_joints.measured_setpoint() - before
+    np.testing.assert_allclose(moved, [*(action * 5), 0.0, 0.0, 0.0], atol=8e-3)
+    np.testing.assert_allclose(joint_leads(by_joints), 0.0, atol=8e-3)
+
+
+def test_joint_goals_lead_by_a_bounded_angle_and_turn_at_once(by_joints: SimulatedG1) -> None:
+    signs = np.resize([1.0, -1.0, -1.0], 14)
+    for _ in range(10):  # the world stands still, so the lead would grow without end
+        goal = by_joints.resolve((signs * MAX_JOINT_STEP_RAD).astype(np.float32))
+    measured = by_joints.measured_setpoint()
+    np.testing.assert_allclose((goal - measured)[:14], signs * MAX_JOINT_LEAD_RAD, atol=1e-9)
+    np.testing.assert_array_equal(goal[14:], measured[14:], err_msg="the waist stays")
+    np.testing.assert_allclose(joint_leads(by_joints), signs * MAX_JOINT_LEAD_RAD, atol=1e-6)
+    back = by_joints.resolve((-signs * MAX_JOINT_STEP_RAD).astype(np.float32))
+    np.testing.assert_allclose((goal - back)[:14], signs * MAX_JOINT_STEP_RAD, atol=1e-6)
+    by_joints.hold()
+    np.testing.assert_array_equal(joint_leads(by_joints), 0.0)
+    goal = by_joints.resolve(joint_action(left_elbow=0.02))
+    np.testing.assert_allclose(goal[:14], measured[:14] + joint_action(left_elbow=0.02), atol=1e-9)
+
+
+def test_joint_goals_do_not_run_away_behind_a_limit() -> None:
+    robot = G1Embodiment("g1_0", TASK, action_space="joint_delta", simulated=False, with_environment=False)
+    robot.connect()
+    lower, upper, motors = *(np.array(side)[:14] for side in (robot.limits.lower, robot.limits.upper)), ARM_SDK_MOTORS
+    for sign, bound in ((-1.0, lower), (1.0, upper)):
+        position = np.zeros(29)
+        position[list(motors[:14])] = bound - sign * 0.03
+        measured = G1Measured(position, np.zeros(29), np.zeros(29), np.zeros(2))
+        robot.hold(measured)
+        for _ in range(5):
+            goal = robot.resolve(np.full(14, sign * MAX_JOINT_STEP_RAD, np.float32), measured)
+            assert (goal[:14] >= lower).all() and (goal[:14] <= upper).all()
+        np.testing.assert_array_equal(goal[:14], bound)
+        back = robot.resolve(np.full(14, -sign * MAX_JOINT_STEP_RAD, np.float32), measured)
+        np.testing.assert_allclose(back[:14], bound - sign * MAX_JOINT_STEP_RAD, atol=1e-6)
+
+
+def test_joints_and_hands_move_together() -> None:
+    robot = SimulatedG1("g1_0", TASK, hands="dex3", action_space="joint_delta")
+    robot.connect()
+    assert robot.spec.action.names[14:] == ("left_gripper", "right_gripper")
+    before = robot.measured_setpoint()
+    follow(robot, [np.append(joint_action(right_wrist_yaw=-0.03), [0.0, 1.0]).astype(np.float32)] * 10)
+    moved = robot.measured_setpoint() - before
+    np.testing.assert_allclose(moved[17:], (-1.0, 0.0), atol=0.1)
+    assert moved[ARM_JOINTS.index("right_wrist_yaw")] == pytest.approx(-0.3, abs=0.05)
+    state = state_of(robot)
+    assert (state["left_gripper_goal"], state["right_gripper_goal"]) == (0.0, 1.0)
+    robot.close()
+
+
 # ---- what it tells --------------------------------------------------------------------------------------------------
 
 
@@ -197,6 +275,8 @@ def test_refusals_say_what_to_do() -> None:
         robot.read()
     with pytest.raises(ConfigError, match=TASK):
         SimulatedG1("g1_0", "knitting")
+    with pytest.raises(ConfigError, match="'ee_delta'; choose one of palm_delta, joint_delta"):
+        SimulatedG1("g1_0", TASK, action_space="ee_delta")
     with pytest.raises(ConfigError, match="dex3"):
         SimulatedG1("g1_0", TASK, hands="hooks")
     embodiment = G1Embodiment("g1_0", TASK, simulated=False, with_environment=False)

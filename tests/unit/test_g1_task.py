@@ -76,6 +76,12 @@ def test_the_expert_with_hands_lifts_the_box() -> None:
     robot.close()
 
 
+def test_the_expert_is_refused_where_actions_move_joints() -> None:
+    robot = SimulatedG1("g1_0", TASK, action_space="joint_delta")
+    with pytest.raises(ConfigError, match=r"robot\.action_space=palm_delta, or collect by hand with device=page"):
+        G1BimanualLiftExpert(robot.spec)
+
+
 def test_the_observed_position_is_biased_and_the_truth_is_not(robot: SimulatedG1) -> None:
     biases = []
     for seed in range(6):

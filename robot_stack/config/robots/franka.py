@@ -24,7 +24,8 @@ OWN_TICK_RATE_HZ = 100.0
 class FrankaConfig(RobotConfig, frozen=True, kw_only=True, tag_field="kind", tag="franka"):
     """The Franka FR3 with the Franka Hand.
 
-    action_space: ee_delta, ee_pose or joint_position. Cameras of the simulation: front, wrist_rgb.
+    action_space: ee_delta, ee_pose, joint_position or joint_delta; scripted experts drive ee_delta. Cameras of the
+    simulation: front, wrist_rgb.
     """
 
     backends: ClassVar[tuple[str, ...]] = (SIM, "ros2", "fci")

@@ -23,12 +23,16 @@ MOTOR_TICK_RATE_HZ = 500.0
 
 
 class G1Config(RobotConfig, frozen=True, kw_only=True, tag_field="kind", tag="g1"):
-    """The Unitree G1 with 29 joints: arms and waist over the vendor's own balance."""
+    """The Unitree G1 with 29 joints: arms and waist over the vendor's own balance.
+
+    action_space: palm_delta or joint_delta; scripted experts drive palm_delta.
+    """
 
     backends: ClassVar[tuple[str, ...]] = (SIM, "dds", "ros2")
     simulated_vendors: ClassVar[tuple[str, ...]] = ("dds",)
 
     name: str = "g1_0"
+    action_space: str = "palm_delta"
     view_cameras: tuple[str, ...] = ("front",)
     bus: G1BusConfig = G1BusConfig()
 
@@ -48,6 +52,7 @@ class G1Config(RobotConfig, frozen=True, kw_only=True, tag_field="kind", tag="g1
             self.name,
             setting.task,
             hands=self.bus.hands,
+            action_space=self.action_space,
             **self.rates(SIMULATION_TICK_RATE_HZ),
             **self.camera_arguments(),
         )
@@ -57,8 +62,14 @@ class G1Config(RobotConfig, frozen=True, kw_only=True, tag_field="kind", tag="g1
             raise self.no_backend(backend)
         from hardware.unitree_g1.driver import G1
 
-        bus = self._network(setting)
-        return G1(self.name, setting.task, bus, backend=backend, **self.rates(MOTOR_TICK_RATE_HZ))
+        return G1(
+            self.name,
+            setting.task,
+            self._network(setting),
+            backend=backend,
+            action_space=self.action_space,
+            **self.rates(MOTOR_TICK_RATE_HZ),
+        )
 
     def vendor_simulator(self, backend: str, setting: Setting) -> VendorSimulator:
         from hardware.unitree_g1.dds_simulator import G1DdsSimulator
