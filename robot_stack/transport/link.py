@@ -85,8 +85,10 @@ class Link:
         Nothing waits for a connection that may come later: an old request must not run after a reconnect.
         """
         while (socket := self._wait(zmq.POLLOUT, deadline_s)) is not None:
-            if self._monitor is not None:
-                self._read_monitor(self._monitor)  # what was lost by now is not the connection that is used now
+            if not self._is_connected(deadline_s):
+                if time.monotonic() >= deadline_s:
+                    return False
+                continue
             try:
                 socket.send_multipart(frames, zmq.NOBLOCK, copy=True)
                 return True
@@ -95,6 +97,21 @@ class Link:
                 self.close()
                 self.open()
         return False
+
+    def _is_connected(self, deadline_s: float) -> bool:
+        """Whether there is a connection now; if not, waits until something happens to it, or the deadline.
+        AuthenticationError once the server has refused us.
+
+        A connection that was lost takes messages for another moment, and nobody ever hears them.
+        """
+        if self._monitor is None:
+            return False
+        self._read_monitor(self._monitor)  # what was lost by now is not the connection that is used now
+        if self._refused_for_good:
+            self.raise_if_refused()
+        if not self._connected:
+            zmq.zmq_poll([(self._monitor, zmq.POLLIN)], to_ms(deadline_s - time.monotonic()))
+        return self._connected
 
     def receive(self, deadline_s: float, losses: int | None = None) -> list[Buffer] | None:
         """The frames of the next message; None if there is none until the deadline, or a connection was lost since

@@ -141,7 +141,8 @@ def test_a_client_survives_the_restart_of_its_server(keys: KeyStore) -> None:
                 assert isinstance(ping(asking), Pong)
 
 
-def test_a_lost_connection_ends_a_request_at_once_and_a_greeting_asks_again(keys: KeyStore) -> None:
+@pytest.mark.parametrize("_", range(5))  # what is asked in the moment of the loss must not be lost with it
+def test_a_lost_connection_ends_a_request_at_once_and_a_greeting_asks_again(keys: KeyStore, _: int) -> None:
     asked, lost = threading.Event(), threading.Event()
 
     def silent(request: Request[RobotRequest]) -> None:
