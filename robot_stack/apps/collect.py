@@ -100,9 +100,9 @@ def collect(config: StackConfig, network: NetworkConfig, keep_running: Callable[
             return Collected(attempts, kept)
         robot.connect(patience_s)
         cameras = opened.enter_context(observed_cameras(config, robot.spec, keys, patience_s))
+        proposer = ExpertProposer(build_expert(config, robot.spec))
         layout.remember_robot(cameras.spec)
         robot.arm(patience_s)
-        proposer = ExpertProposer(build_expert(config, robot.spec))
         noise = ActionNoise(robot.spec.action, task.demonstration_noise)
         undoes, here = config.practice.mode == "reset_free", None
         bar = opened.enter_context(tqdm(total=task.demonstrations, initial=kept, desc="collect", unit="episode"))

@@ -32,13 +32,17 @@ Place = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A relative element of the action, and where the state tells its measured value and its goal's lead."""
+    """A relative element of the action, and where the state tells its measured value and its goal's lead.
+
+    `turns`: it is an angle. `wraps`: a full turn leads back to the same place (a heading; a joint counts on).
+    """
 
     index: int
     name: str
     measured: Place
     lead: Place
     turns: bool
+    wraps: bool
 
 
 class Handling:
@@ -65,6 +69,7 @@ class Handling:
         self.rewinds = len(self.axes) == int(self.relative.sum()) > 0 and len(self.drivable) == len(self._names)
         self._indices = [axis.index for axis in self.axes]
         self._turns = np.array([axis.turns for axis in self.axes], np.bool_)
+        self._wraps = np.array([axis.wraps for axis in self.axes], np.bool_)
         self.reach: FloatVector = np.minimum(-self._lower[self._indices], self._upper[self._indices]).astype(np.float64)
 
     def still(self, last: FloatArray) -> FloatArray:
@@ -134,9 +139,9 @@ class Handling:
         return float(np.max(np.abs(move) / self.reach, initial=0.0))
 
     def difference(self, to: FloatVector, start: FloatVector) -> FloatVector:
-        """to - start (len(axes),), angles the short way round."""
+        """to - start (len(axes),), headings the short way round."""
         move = to - start
-        return np.where(self._turns, (move + np.pi) % (2 * np.pi) - np.pi, move)
+        return np.where(self._wraps, (move + np.pi) % (2 * np.pi) - np.pi, move)
 
     def within(self, off: FloatVector, distance_m: float, angle_rad: float) -> bool:
         """Whether a difference (len(axes),) is no larger than that on any axis."""
@@ -151,7 +156,9 @@ def _axis(index: int, name: str, places: Mapping[str, Place]) -> Axis | None:
     for measured in _measured_names(name):
         lead = places.get(f"goal_minus_{measured}")
         if lead is not None and measured in places:
-            return Axis(index, name, places[measured], lead, turns=name.endswith("_rad"))
+            turns = name.endswith("_rad")
+            wraps = turns and _CARTESIAN.fullmatch(name) is not None
+            return Axis(index, name, places[measured], lead, turns, wraps)
     return None
 
 

@@ -15,6 +15,7 @@ from robot_stack.core.errors import AuthenticationError, MessageError, MissingDe
 from robot_stack.teleop.access import LoginLimit, Session, Sessions, Tokens
 from robot_stack.teleop.audit import Audit
 from robot_stack.teleop.config import TeleopConfig
+from robot_stack.teleop.device_desk import DeviceDesk
 from robot_stack.teleop.hub import EXPIRED, Hub
 from robot_stack.teleop.messages import Role, decode_page_message
 from robot_stack.teleop.page import MALFORMED_COSTS, Page
@@ -51,7 +52,8 @@ class Site:
     """What the routes share. `hub` exists while the server runs.
 
     Args:
-        robots: entered links, by name. secure: it is served by https. names: hosts under which browsers may call it.
+        robots: entered links, by name. desk: of the input devices. secure: it is served by https. names: hosts
+            under which browsers may call it.
     """
 
     def __init__(
@@ -60,11 +62,12 @@ class Site:
         robots: dict[str, RobotLink],
         tokens: Tokens,
         audit: Audit,
+        desk: DeviceDesk,
         *,
         secure: bool,
         names: frozenset[str],
     ) -> None:
-        self.config, self.robots, self.tokens, self.audit = config, robots, tokens, audit
+        self.config, self.robots, self.tokens, self.audit, self.desk = config, robots, tokens, audit, desk
         self.secure, self._names = secure, names
         self.sessions = Sessions(config.session_s)
         self._limit = LoginLimit(config.logins_per_minute)
@@ -73,7 +76,7 @@ class Site:
     @contextlib.asynccontextmanager
     async def running(self, app: FastAPI) -> AsyncIterator[None]:
         """The hub, for as long as the server runs."""
-        self.hub = Hub(self.robots, self.audit, self.config.state_rate_hz)
+        self.hub = Hub(self.robots, self.desk, self.audit, self.config.state_rate_hz)
         task = asyncio.create_task(self.hub.run())
         try:
             yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from robot_stack.core.messages import StopLevel
+from robot_stack.teleop.devices.settings import DeviceSettings
 
 
 class SkeletonLink(Struct, frozen=True, kw_only=True):
@@ -77,6 +78,7 @@ class TeleopConfig(Struct, frozen=True, kw_only=True):
         jpeg_quality: 1 to 100.
         message_rate_hz: messages that one browser may send.
         logins_per_minute: attempts to log in, per address.
+        devices: input devices of this host, each for any of the robots.
     """
 
     robots: tuple[TeleopRobot, ...]
@@ -91,6 +93,7 @@ class TeleopConfig(Struct, frozen=True, kw_only=True):
     jpeg_quality: int = 80
     message_rate_hz: float = 150.0
     logins_per_minute: float = 10.0
+    devices: tuple[DeviceSettings, ...] = ()
 
 
 class RobotStatus(Struct, frozen=True, kw_only=True):

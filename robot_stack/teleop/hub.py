@@ -12,28 +12,17 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from robot_stack.core.messages import Failed
-from robot_stack.core.seat import (
-    DRIVING,
-    MAX_VALID_S,
-    Intent,
-    LabelEpisode,
-    LeaveSeat,
-    SceneReady,
-    SeatReply,
-    SeatTaken,
-    TakeSeat,
-)
-from robot_stack.core.seat import Drive as SeatDrive
-from robot_stack.core.seat import Driven as SeatDriven
+from robot_stack.core.seat import LeaveSeat, SeatReply, SeatTaken, TakeSeat
 from robot_stack.teleop.access import Session
 from robot_stack.teleop.audit import Audit
+from robot_stack.teleop.commands import Commands
 from robot_stack.teleop.control import Control
+from robot_stack.teleop.device_desk import DeviceDesk
+from robot_stack.teleop.device_drive import Told
 from robot_stack.teleop.messages import (
     Ack,
     Ask,
     Drive,
-    Driven,
     Expired,
     Grant,
     Label,
@@ -45,7 +34,9 @@ from robot_stack.teleop.messages import (
     Ready,
     Role,
     Stop,
+    Switch,
     Take,
+    UseDevice,
     Watch,
     Welcome,
     encode_for_page,
@@ -57,19 +48,24 @@ from robot_stack.teleop.seat_link import words_of
 logger = logging.getLogger(__name__)
 
 TICK_S = 1.0 / 60.0
+PAGE_SILENT_S = 1.0
 EXPIRED = "your log-in has ended; log in again. Nothing that you drove goes on"
 VIEWER = "you are logged in as a viewer: you can watch, but not command; log in with an operator's token"
+
+Command = Take | Ask | Grant | Leave | Drive | UseDevice | Switch | Label | Ready | Stop
 
 
 class Hub:
     """All pages and robots of one server. Made in the event loop's thread.
 
     Args:
-        robots: entered links, by name. state_rate_hz: of states to pages.
+        robots: entered links, by name. desk: of the input devices. state_rate_hz: of states to pages.
     """
 
-    def __init__(self, robots: Mapping[str, RobotLink], audit: Audit, state_rate_hz: float) -> None:
-        self._robots, self._audit = robots, audit
+    def __init__(self, robots: Mapping[str, RobotLink], desk: DeviceDesk, audit: Audit, state_rate_hz: float) -> None:
+        self._robots, self._desk, self._audit = robots, desk, audit
+        self._commands = Commands(robots, desk, audit, self._later)
+        desk.hear(lambda robot, told: self._later(self._device_told, robot, told))
         self._state_every = max(1, round(1.0 / (state_rate_hz * TICK_S)))
         self._loop = asyncio.get_running_loop()
         self._controls = {name: Control() for name in robots}
@@ -93,7 +89,7 @@ class Hub:
                 robots=tuple(self._robots),
             )
         )
-        self._note(page, "", "connect", "done")
+        self._commands.note(page, "", "connect", "done")
         return page
 
     def leave(self, page: Page) -> None:
@@ -104,7 +100,7 @@ class Hub:
             if control.page == page.number:
                 self._let_go(name, page)
                 self._tell_askers(name, f"{page.session.user}'s page is gone; {name} is free: take control")
-        self._note(page, "", "disconnect", "done")
+        self._commands.note(page, "", "disconnect", "done")
 
     def logged_out(self, cookie: str) -> None:
         """The pages of this log-in are over."""
@@ -119,6 +115,7 @@ class Hub:
         """Show the newest to everybody, until cancelled."""
         while True:
             self._ticks += 1
+            self._release_from_silent_pages()
             if self._ticks % self._state_every == 0:
                 self._show_states()
             for page in self._pages.values():
@@ -126,11 +123,12 @@ class Hub:
             await asyncio.sleep(TICK_S)
 
     def _show_states(self) -> None:
+        devices = self._desk.views()
         for name, link in self._robots.items():
             watching = [page for page in self._pages.values() if page.robot == name]
             if not watching:
                 continue
-            text = encode_for_page(link.state(self._controls[name].view(), self._ticks))
+            text = encode_for_page(link.state(self._controls[name].view(), self._ticks, devices))
             for page in watching:
                 if page.card is not link.seat.info:
                     self._show_card(page, link)
@@ -146,6 +144,7 @@ class Hub:
     def take_in(self, page: Page, message: PageMessage) -> None:
         """Do what a page asks, or tell it why not."""
         now_us = time.monotonic_ns() // 1000
+        page.heard_s = now_us / 1e6
         if isinstance(message, Ping):
             page.tell(Pong(sent_us=message.sent_us, server_us=now_us))
         elif isinstance(message, Ack):
@@ -168,12 +167,12 @@ class Hub:
         page.watch(message.robot, {**known_cameras})
         self._show_card(page, link)
 
-    def _command(self, page: Page, message: Take | Ask | Grant | Leave | Drive | Label | Ready | Stop) -> None:
+    def _command(self, page: Page, message: Command) -> None:
         what = type(message).__name__.lower()
         refusal = self._forbidden(page.session)
         if refusal:
             page.refuse(refusal, what, message.robot)
-            self._note(page, message.robot, what, refusal)
+            self._commands.note(page, message.robot, what, refusal)
         elif isinstance(message, Stop):
             self.stop(page.session, page.address, message.robot, partial(self._stopped, page, message.robot))
         elif isinstance(message, Take):
@@ -184,16 +183,24 @@ class Hub:
             holder = self._controls[message.robot].user
             words = f"{holder} has control of {message.robot}; ask for it" if holder else "take control first"
             page.refuse(words, what, message.robot)
-            self._note_once(page, message.robot, what, words)
-        elif isinstance(message, Drive):
-            self._drive(page, message)
+            self._commands.note_once(page, message.robot, what, words)
         elif isinstance(message, Grant):
             self._grant(page, message)
         elif isinstance(message, Leave):
             self._let_go(message.robot, page)
             self._tell_askers(message.robot, f"{page.session.user} has left {message.robot}: take control")
         else:
-            self._label(page, message)
+            self._of_holder(page, message)
+
+    def _of_holder(self, page: Page, message: Drive | UseDevice | Switch | Label | Ready) -> None:
+        if isinstance(message, Drive):
+            self._commands.drive(page, message)
+        elif isinstance(message, UseDevice):
+            self._commands.use_device(page, message)
+        elif isinstance(message, Switch):
+            self._commands.switch(message)
+        else:
+            self._commands.label(page, message)
 
     @staticmethod
     def _forbidden(session: Session) -> str:
@@ -211,6 +218,7 @@ class Hub:
             refusal = refusal or f"there is no robot '{robot}' here"
         if not refusal:
             link = self._robots[robot]
+            self._desk.stand_back(robot)
 
             def done(problem: str) -> None:
                 self._audit.note(session.user, session.role.value, address, robot, "stop", problem or "done")
@@ -236,12 +244,12 @@ class Hub:
             return
         if force and session.role is not Role.ADMIN:
             page.refuse("only an admin can take control by force; ask the holder for it", "take", robot)
-            self._note(page, robot, "take by force", "not an admin")
+            self._commands.note(page, robot, "take by force", "not an admin")
             return
         own = control.page >= 0 and control.user == session.user
         if control.page >= 0 and not (force or own):
             page.refuse(f"{control.user} has control of {robot}; ask them for it", "take", robot)
-            self._note(page, robot, "take", f"{control.user} has it")
+            self._commands.note(page, robot, "take", f"{control.user} has it")
             return
         self._give(page, robot, by_force=force or own, what="take by force" if force else "take")
 
@@ -255,7 +263,7 @@ class Hub:
         control = self._controls[robot]
         if not isinstance(reply, SeatTaken):
             page.refuse(words_of(reply), "take", robot)
-            self._note(page, robot, what, words_of(reply))
+            self._commands.note(page, robot, what, words_of(reply))
             return
         before = self._pages.get(control.page)
         if before is not None and before is not page:
@@ -263,9 +271,10 @@ class Hub:
         if page.number not in self._pages:
             self._let_go(robot, page)
             return
+        self._desk.free(robot)
         control.given(page.number, page.session.user)
         page.tell(Notice(level="info", text=f"you have control of {robot}", about="take", robot=robot))
-        self._note(page, robot, what, "done")
+        self._commands.note(page, robot, what, "done")
 
     def _ask(self, page: Page, robot: str) -> None:
         control = self._controls[robot]
@@ -276,23 +285,24 @@ class Hub:
             control.asked(page.number, page.session.user)
             holder.tell(Notice(level="warning", text=f"{page.session.user} asks for control of {robot}", robot=robot))
             page.tell(Notice(level="info", text=f"{control.user} was asked for control of {robot}", robot=robot))
-            self._note(page, robot, "ask", "done")
+            self._commands.note(page, robot, "ask", "done")
 
     def _grant(self, page: Page, message: Grant) -> None:
         asker = self._pages.get(message.page)
         if asker is None or not self._controls[message.robot].has_asked(message.page):
             page.refuse("nobody there asks for control any more", "grant", message.robot)
             return
-        self._note(page, message.robot, f"grant to {asker.session.user}", "done")
+        self._commands.note(page, message.robot, f"grant to {asker.session.user}", "done")
         self._give(asker, message.robot, by_force=True, what="take as granted")
 
     def _let_go(self, robot: str, page: Page) -> None:
         """Give the seat back: what was driven stands still, and an intervention that was finished ends."""
+        self._desk.free(robot)
         link = self._robots[robot].seat
         link.drop(page.number)
         link.ask(LeaveSeat(session=""), page.number, lambda reply: None)
         self._controls[robot].free()
-        self._note(page, robot, "leave", "done")
+        self._commands.note(page, robot, "leave", "done")
 
     def lost(self, robot: str, words: str) -> None:
         """The edge's seat is not this server's any more. May be called from any thread."""
@@ -301,70 +311,37 @@ class Hub:
     def _lost(self, robot: str, words: str) -> None:
         control = self._controls[robot]
         page = self._pages.get(control.page)
+        self._desk.free(robot)
         control.free()
         if page is not None:
             page.refuse(f"control of {robot} was lost: {words}", "take", robot)
-            self._note(page, robot, "lost", words)
+            self._commands.note(page, robot, "lost", words)
+
+    # ---- input devices -----------------------------------------------------------------------------------------------
+
+    def _device_told(self, robot: str, told: Told) -> None:
+        page = self._pages.get(told.page)
+        if page is not None:
+            self._commands.device_told(page, robot, told)
+
+    def _release_from_silent_pages(self) -> None:
+        """A page that is not heard cannot see or stop what its device does."""
+        for robot, control in self._controls.items():
+            page = self._pages.get(control.page)
+            device = self._desk.device_of(robot)
+            if page is None or not device:
+                continue
+            if time.monotonic() - page.heard_s > PAGE_SILENT_S or page.session.valid_s <= 0.0:
+                self._desk.free(robot)
+                words = f"this page was not heard for {PAGE_SILENT_S:.0f} s: '{device}' does not drive {robot} any more"
+                page.refuse(words, "usedevice", robot)
+                self._commands.note(page, robot, f"device '{device}': given up", words)
 
     def _tell_askers(self, robot: str, text: str) -> None:
         for asker in self._controls[robot].view().askers:
             page = self._pages.get(asker.page)
             if page is not None:
                 page.tell(Notice(level="info", text=text, robot=robot))
-
-    # ---- driving and labels ----------------------------------------------------------------------------------------
-
-    def _drive(self, page: Page, message: Drive) -> None:
-        refusal = _stale(page, message)
-        if refusal:
-            self._driven(page, message, Failed(reason="late", message=refusal))
-            return
-        page.last_seq = message.seq
-        wish = SeatDrive(
-            session="",
-            seq=message.seq,
-            deadline_ns=message.deadline_us * 1000,
-            intent=message.intent,
-            moves=message.moves,
-            speed=message.speed,
-            to_index=message.to_index,
-        )
-        link = self._robots[message.robot].seat
-        link.ask(wish, page.number, lambda reply: self._later(self._driven, page, message, reply))
-
-    def _driven(self, page: Page, message: Drive, reply: SeatReply) -> None:
-        refusal = words_of(reply)
-        phase = reply.phase.value if isinstance(reply, SeatDriven) else ""
-        if refusal and message.intent not in DRIVING:
-            page.refuse(refusal, message.intent.value, message.robot)
-        page.tell(Driven(robot=message.robot, seq=message.seq, phase=phase, refusal=refusal))
-        self._note_once(page, message.robot, f"drive {message.intent.value}", refusal or "done")
-
-    def _label(self, page: Page, message: Label | Ready) -> None:
-        wish: LabelEpisode | SceneReady
-        if isinstance(message, Ready):
-            wish, what = SceneReady(session=""), "scene ready"
-        else:
-            wish = LabelEpisode(
-                session="",
-                who=page.session.user,
-                episode=message.episode,
-                success=message.success,
-                reset_needed=message.reset_needed,
-                discard=message.discard,
-                note=message.note,
-            )
-            what = f"label of episode {message.episode.episode}: {_label_words(message)}"
-        link = self._robots[message.robot].seat
-        link.ask(wish, page.number, lambda reply: self._later(self._labelled, page, message.robot, what, reply))
-
-    def _labelled(self, page: Page, robot: str, what: str, reply: SeatReply) -> None:
-        refusal = words_of(reply)
-        if refusal:
-            page.refuse(f"{what}: {refusal}", "label", robot)
-        else:
-            page.tell(Notice(level="info", text=f"kept: {what}", about="label", robot=robot))
-        self._note(page, robot, what, refusal or "done")
 
     # ---- helpers -----------------------------------------------------------------------------------------------------
 
@@ -378,35 +355,3 @@ class Hub:
     def _later(self, call: Callable[..., None], *arguments: object) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(call, *arguments)
-
-    def _note(self, page: Page, robot: str, what: str, outcome: str) -> None:
-        self._audit.note(page.session.user, page.session.role.value, page.address, robot, what, outcome)
-
-    def _note_once(self, page: Page, robot: str, what: str, outcome: str) -> None:
-        """Note what changes: driving says the same thirty times a second."""
-        said = f"{robot} {what} {outcome[:20]}"
-        if said != page.last_audit:
-            page.last_audit = said
-            self._note(page, robot, what, outcome)
-
-
-def _stale(page: Page, message: Drive) -> str:
-    """Why a drive is too old to be followed, or ''."""
-    if message.seq <= page.last_seq:
-        return f"command {message.seq} came after {page.last_seq}: it is old, and dropped"
-    if message.intent is Intent.HOLD:
-        return ""  # standing still is never too late
-    left_s = message.deadline_us / 1e6 - time.monotonic()
-    if left_s <= 0.0:
-        return f"the command was {-left_s * 1e3:.0f} ms too late: the connection is slow"
-    if left_s > MAX_VALID_S:
-        return f"the deadline lies {left_s * 1e3:.0f} ms ahead, {MAX_VALID_S * 1e3:.0f} are allowed: reload the page"
-    return ""
-
-
-def _label_words(label: Label) -> str:
-    words = [] if label.success is None else ["success" if label.success else "failure"]
-    words += ["reset needed"] if label.reset_needed else []
-    words += ["discard"] if label.discard else []
-    words += [f"note '{label.note}'"] if label.note else []
-    return ", ".join(words) or "nothing"

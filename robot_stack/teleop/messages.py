@@ -97,6 +97,22 @@ class Drive(FromPage, frozen=True, kw_only=True):
     to_index: int = -1
 
 
+class UseDevice(FromPage, frozen=True, kw_only=True):
+    """Drive with an input device of the server's host, to recover or to correct; '' for the page's own keys."""
+
+    robot: Name
+    device: Name
+    intent: Intent = Intent.RECOVER
+
+
+class Switch(FromPage, frozen=True, kw_only=True):
+    """The dead man's switch of a device that has none is held on the page until then, on the teleop server's clock; a
+    time that is past lets go."""
+
+    robot: Name
+    until_us: int
+
+
 class Label(FromPage, frozen=True, kw_only=True):
     robot: Name
     episode: EpisodeRef
@@ -116,7 +132,7 @@ class Stop(FromPage, frozen=True, kw_only=True):
     robot: Name
 
 
-PageMessage = Ping | Watch | Ack | Take | Ask | Grant | Leave | Drive | Label | Ready | Stop
+PageMessage = Ping | Watch | Ack | Take | Ask | Grant | Leave | Drive | UseDevice | Switch | Label | Ready | Stop
 _decoder = msgspec.json.Decoder(PageMessage)
 
 
@@ -215,11 +231,28 @@ class CameraView(Struct, frozen=True, kw_only=True):
     problem: str
 
 
+class DeviceView(Struct, frozen=True, kw_only=True):
+    """An input device of the server's host.
+
+    Attributes:
+        state: `ready`, `engaged` (its robot follows it) or `gone`; problem: why, in words.
+        robot: for which it was chosen, or ''. silent_ms: since its last reading, -1 before the first.
+        needs_switch: the page holds its dead man's switch.
+    """
+
+    name: str
+    state: str
+    problem: str
+    robot: str
+    silent_ms: float
+    needs_switch: bool
+
+
 class State(ToPage, frozen=True, kw_only=True):
     """The newest of one robot. Ages in ms, -1 before the first message; problems in words, '' for none.
 
     `number` counts them. `stop_problem`: why the stop button would not reach the robot. `seat_trip_ms`: round trip to
-    the edge.
+    the edge. `devices`: all of the server's host.
     """
 
     robot: str
@@ -236,6 +269,7 @@ class State(ToPage, frozen=True, kw_only=True):
     stop_problem: str
     cameras: tuple[CameraView, ...]
     status: RobotStatus | None
+    devices: tuple[DeviceView, ...] = ()
 
 
 def _plain(value: object) -> object:

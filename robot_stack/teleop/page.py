@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from typing import Protocol
 
@@ -33,6 +34,7 @@ class Page:
         self.last_seq = -1
         self.last_audit = ""
         self.dropped = 0
+        self.heard_s = time.monotonic()
         self.card: object = None
         self._bucket = TokenBucket(rate_hz)
         self._replies: deque[str] = deque()

@@ -14,7 +14,7 @@ from robot_stack.core.messages import CameraFrame, RobotState
 from robot_stack.core.seat import SeatState
 from robot_stack.core.specs import IMAGES
 from robot_stack.teleop.config import RobotStatus, TeleopConfig, TeleopRobot
-from robot_stack.teleop.messages import BodyView, CameraView, Card, ControlView, State
+from robot_stack.teleop.messages import BodyView, CameraView, Card, ControlView, DeviceView, State
 from robot_stack.teleop.pictures import PictureBox
 from robot_stack.teleop.robot_links import RenderedCameras, StopLink, take_frame
 from robot_stack.teleop.seat_link import SeatLink
@@ -23,6 +23,7 @@ from robot_stack.transport.keys import KeyStore
 from robot_stack.transport.services import SERVICES
 
 STALE_S = 1.0
+FOLLOW_RATE_HZ = 60.0
 PICTURE_STALE_MS = 1000.0
 
 Status = Callable[[], RobotStatus | None]
@@ -61,7 +62,7 @@ class RobotLink:
             Peer(robot.state_address, keys, robot.operator_key, robot.robot_key),
             RobotState,
             self._take_body,
-            every_s,
+            1.0 / FOLLOW_RATE_HZ if config.devices else every_s,
         )
         self._threads: list[LinkThread] = [self.seat, self.stop, self._seat_watch, self._body_watch]
         self._threads += self._cameras(config, server, keys)
@@ -120,12 +121,17 @@ class RobotLink:
         newest = self._seat_state
         return None if newest is None else newest.message
 
+    @property
+    def body(self) -> Newest[BodyView] | None:
+        """The robot's newest state, however old."""
+        return self._body
+
     def card(self) -> Card:
         return Card(
             robot=self.config.name, cameras=tuple(self.boxes), skeleton=self.config.skeleton, info=self.seat.info
         )
 
-    def state(self, control: ControlView, number: int) -> State:
+    def state(self, control: ControlView, number: int, devices: tuple[DeviceView, ...] = ()) -> State:
         """What the page shows now."""
         seat, body = self._seat_state, self._body
         return State(
@@ -143,6 +149,7 @@ class RobotLink:
             stop_problem=self.stop.problem,
             cameras=tuple(self._camera(box) for box in self.boxes.values()),
             status=self._status(),
+            devices=devices,
         )
 
     @staticmethod

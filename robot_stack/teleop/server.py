@@ -18,6 +18,7 @@ from robot_stack.teleop.access import Tokens
 from robot_stack.teleop.audit import Audit
 from robot_stack.teleop.certificate import ensure_certificate
 from robot_stack.teleop.config import TeleopConfig
+from robot_stack.teleop.device_desk import DeviceDesk
 from robot_stack.teleop.messages import MAX_MESSAGE_BYTES
 from robot_stack.teleop.robot import RobotLink, Status
 
@@ -81,11 +82,13 @@ class TeleopServer:
         names = LOOPBACK_NAMES | {name.lower() for name in (config.host, *config.host_names, socket.gethostname())}
         secure = config.tls
         robots: dict[str, RobotLink] = {}
-        site = Site(config, robots, tokens, audit, secure=secure, names=frozenset(names))
+        desk = DeviceDesk(config.devices, robots)
+        site = Site(config, robots, tokens, audit, desk, secure=secure, names=frozenset(names))
         for robot in config.robots:
             lost = partial(_lost, site, robot.name)
             status = self._statuses.get(robot.name, _nothing)
             robots[robot.name] = self._opened.enter_context(RobotLink(config, robot, status, lost))
+        self._opened.enter_context(desk)
         certificate = ensure_certificate(directory, sorted(names)) if secure else None
         self._opened.enter_context(_Serving(_uvicorn(build_app(site), certificate), listener))
         self.url = f"{'https' if secure else 'http'}://{config.host}:{listener.getsockname()[1]}/"

@@ -45,6 +45,7 @@ class Role(enum.Enum):
     VIEWER = "viewer"
     LEARNER = "learner"
     POLICY = "policy"
+    DEVICE = "device"
 
 
 @dataclass(frozen=True, slots=True)
