@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
@@ -132,14 +133,25 @@ def _practise(config: StackConfig, overrides: Sequence[str], life: Lifetime, mem
     layout = RunLayout.of(config)
     with Supervisor(layout.logs, announce=tqdm.write) as supervisor:
         vendor = ("vendor-sim",) if has_simulated_vendor(config) else ()
+        page = _page(config, layout)
         for name in (*vendor, "robot-server", "learner", "edge"):
-            supervisor.start(name, robot_stack_command(name, *overrides))
+            supervisor.start(name, robot_stack_command(name, *overrides, *page))
+        if page:
+            supervisor.start("teleop", robot_stack_command("teleop", *overrides, *page), shown=True)
         try:
             finished = _watch(config, supervisor, life)
         finally:
             memory.save(restarts=supervisor.restarts())
     if finished:
         memory.save(practised=True)
+
+
+def _page(config: StackConfig, layout: RunLayout) -> list[str]:
+    """Overrides with which people can watch and take over in the browser; none where that is not installed, or somebody
+    else operates the robot."""
+    if find_spec("fastapi") is None or config.edge.operator != "none" or config.practice.mode != "episodic":
+        return []
+    return ["edge.operator=seat", "teleop.port=0", f"teleop.directory={layout.root / 'teleop'}"]
 
 
 def _watch(config: StackConfig, supervisor: Supervisor, life: Lifetime) -> bool:

@@ -125,10 +125,14 @@ class RunLayout:
         return self.root / "result.json"
 
     def remember(self, config: StackConfig) -> None:
-        """Keep the configuration beside the run; a run is never continued under another one."""
+        """Keep the configuration beside the run; a run is never continued under another one.
+
+        Where its processes listen, who demonstrates with what, and whether simulated time is that of the wall clock may
+        change.
+        """
         encoded = msgspec.json.format(msgspec.json.encode(config), indent=1)
         if self.config.exists():
-            if self.config.read_bytes() != encoded:
+            if _lasting(self.config.read_bytes()) != _lasting(encoded):
                 raise ConfigError(
                     f"{self.root} was begun with another configuration (see {self.config}); give this one another "
                     "name with run=NAME, or remove that folder"
@@ -152,3 +156,12 @@ class RunLayout:
         if not self.robot.exists():
             raise PolicyError(f"there are no demonstrations in {self.root}; collect some first: robot-stack collect")
         return msgspec.json.decode(self.robot.read_bytes(), type=RobotSpec)
+
+
+def _lasting(encoded: bytes) -> dict[str, object]:
+    """What makes the results of a configuration."""
+    content = msgspec.json.decode(encoded, type=dict[str, object])
+    robot = content.get("robot")
+    if isinstance(robot, dict):
+        robot.pop("lock_step", None)
+    return {key: value for key, value in content.items() if key not in ("network", "teleop", "device")}
