@@ -3,8 +3,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := sim,gymnasium,ros,franka,g1,realsense,fast,vla,cluster,gui,dev
-APT_PACKAGES := chromium chromium-driver cyclonedds-dev gcc libegl1 libgl1 libgles2 libosmesa6 libusb-1.0-0 linux-libc-dev python3-dev python3-venv
+EXTRAS := sim,gymnasium,ros,franka,g1,realsense,fast,vla,cluster,gui,devices,dev
+APT_PACKAGES := chromium chromium-driver cyclonedds-dev gcc libegl1 libgl1 libgles2 libhidapi-hidraw0 libosmesa6 libusb-1.0-0 linux-libc-dev python3-dev python3-venv
 
 .PHONY: demo test check bench setup system clean lerobot-env
 

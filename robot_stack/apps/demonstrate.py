@@ -81,8 +81,12 @@ class TakeRate:
 
 def check_device(config: StackConfig, spec: RobotSpec | None = None) -> None:
     """ConfigError if `device` is none that the page's server knows, or the robot's actions cannot be driven by hand."""
-    if config.device != PAGE:
-        raise ConfigError(f"device = '{config.device}' is unknown; there are: {PAGE}")
+    known = (PAGE, *config.teleop.devices)
+    if config.device not in known:
+        raise ConfigError(
+            f"device = '{config.device}' is unknown; there are: {', '.join(known)}. Others are named by "
+            "teleop.devices.NAME=KIND, see docs/teleoperation.md"
+        )
     if spec is None:
         return
     handling = Handling(spec)

@@ -15,6 +15,7 @@ LEARNER_KEY = "learner"
 VIEWER_KEY = "viewer"
 OPERATOR_KEY = "operator"
 POLICY_KEY = "policy"
+DEVICE_KEY = "device"
 
 _NEEDED = (
     (ROBOT_KEY, Role.ROBOT),
@@ -23,6 +24,7 @@ _NEEDED = (
     (VIEWER_KEY, Role.VIEWER),
     (OPERATOR_KEY, Role.OPERATOR),
     (POLICY_KEY, Role.POLICY),
+    (DEVICE_KEY, Role.DEVICE),
 )
 
 

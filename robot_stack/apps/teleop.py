@@ -19,6 +19,7 @@ from robot_stack.core.errors import RobotStackError
 from robot_stack.edge.watch import EdgeStatus, read_status
 from robot_stack.learner.metrics import MetricsLine, read_metrics
 from robot_stack.teleop.config import CameraSource, RobotStatus, TeleopConfig, TeleopRobot
+from robot_stack.teleop.devices.settings import device_settings
 from robot_stack.teleop.server import TeleopServer
 
 READ_EVERY_S = 1.0
@@ -59,6 +60,7 @@ def teleop_config(config: StackConfig, robots: dict[str, StackConfig]) -> Teleop
         host_names=settings.host_names,
         tls=settings.tls,
         camera_rate_hz=settings.camera_rate_hz,
+        devices=tuple(device_settings(name, given) for name, given in settings.devices.items()),
     )
 
 

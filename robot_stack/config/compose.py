@@ -51,6 +51,8 @@ _DICTIONARIES = (
     "robot.limits.upper.",
     "robot.limits.max_velocity.",
     "robot.limits.max_acceleration.",
+    "teleop.devices.",
+    "teleop.robots.",
 )
 
 

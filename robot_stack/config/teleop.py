@@ -12,7 +12,8 @@ class TeleopSettings(Checked, frozen=True, kw_only=True):
 
     host, port: where browsers reach it; beyond loopback only with tls. host_names: other names by which browsers call
     it. robots: name -> overrides of that robot alone, separated by spaces (`run=shelf network.seat_address=tcp://...`),
-    one tab each; none given: the configured one. directory: of its tokens, certificate and audit log.
+    one tab each; none given: the configured one. devices: name -> kind of an input device on this host, or path of a
+    JSON file with `kind` and its settings. directory: of its tokens, certificate and audit log.
     max_take_s: how long a person may drive in one episode. min_rate_share: a demonstration whose control steps came
     more slowly than this share of the robot's rate is not kept.
     """
@@ -22,6 +23,7 @@ class TeleopSettings(Checked, frozen=True, kw_only=True):
     tls: bool = False
     host_names: tuple[str, ...] = ()
     robots: dict[str, str] = field(default_factory=dict)
+    devices: dict[str, str] = field(default_factory=dict)
     directory: str = "runs/teleop"
     camera_rate_hz: float = 15.0
     max_take_s: float = 120.0

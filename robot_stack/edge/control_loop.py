@@ -117,9 +117,9 @@ class ControlLoop:
     `cameras`: open feeds of camera processes; `spec` then is the robot's with their images (`spec_with_cameras`).
     `reads`: the policy behind the proposer: observations carry the earlier steps that it reads. `state_latency_s` and
     `instruction`: see `Aligner`. `interventions`: a person's action replaces the policy's as it is, without corrector
-    and exploration; an episode that they end is truncated. `max_person_steps`: a person's steps of an episode, which then
-    do not count towards the robot's `max_episode_steps`: a time-out must not take the robot out of their hands. None:
-    they do count.
+    and exploration; an episode that they end is truncated. `max_person_steps`: a person's steps of an episode, which
+    then do not count towards the robot's `max_episode_steps`: a time-out must not take the robot out of their hands.
+    None: they do count.
     """
 
     def __init__(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import threading
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from robot_stack.core.errors import MessageError
 HEADER = struct.Struct("<4sBBHId")
 MAGIC = b"RSP1"
 IN_FLIGHT = 2
+WANTED_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class PictureBox:
         self._lock = threading.Lock()
         self._newest: Picture | None = None
         self._count = 0
+        self._looked_s = -WANTED_S
         self.problem = "no picture yet"
 
     def put(self, image: NDArray[np.uint8], stamp_ns: int) -> None:
@@ -65,8 +68,14 @@ class PictureBox:
 
     @property
     def newest(self) -> Picture | None:
+        self._looked_s = time.monotonic()
         with self._lock:
             return self._newest
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody looked a moment ago: pictures for nobody are not worth rendering."""
+        return time.monotonic() - self._looked_s < WANTED_S
 
 
 class Flow:

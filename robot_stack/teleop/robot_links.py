@@ -115,7 +115,7 @@ class StopLink(LinkThread):
 
 
 class RenderedCameras(LinkThread):
-    """Cameras that the robot server renders on request: polled one after the other."""
+    """Cameras that the robot server renders on request: polled one after the other, while somebody looks."""
 
     def __init__(self, robot: str, peer: Peer, boxes: tuple[PictureBox, ...], rate_hz: float) -> None:
         super().__init__(f"cameras of {robot}")
@@ -135,7 +135,8 @@ class RenderedCameras(LinkThread):
             while not self._end.is_set():
                 began_s = time.monotonic()
                 for box in self._boxes:
-                    self._look(client, box)
+                    if box.wanted:
+                        self._look(client, box)
                 self.problem = ""
                 self._end.wait(max(0.0, began_s + self._period_s - time.monotonic()))
 

@@ -1,6 +1,7 @@
 // The page: log-in, tabs, and the loop that sends what a person holds, thirty times a second.
 
 import { Cameras } from "./cameras.js";
+import { Devices } from "./devices.js";
 import { Inputs } from "./inputs.js";
 import { say, showBanner, showControl, showGauges, showLearner, showRewind } from "./panels.js";
 import { Scene } from "./scene.js";
@@ -12,12 +13,16 @@ const ONCE_VALID_MS = 450;
 const SILENT_MS = 1500;
 
 const byId = (id) => document.getElementById(id);
-const page = { me: null, robot: null, card: null, state: null, stateMs: 0, mode: "recover", driving: false, mine: false, label: "auto", refusal: ["", 0] };
+const page = { me: null, robot: null, card: null, state: null, stateMs: 0, mode: "recover", driving: false, mine: false, device: "", label: "auto", refusal: ["", 0] };
 
 const link = new Link({ message: take, picture: (buffer) => cameras.take(buffer, page.robot), open: opened, closed });
 const cameras = new Cameras(byId("cameras"), (camera, number) => link.send({ type: "ack", camera, number }));
 const scene = new Scene(byId("scene"));
 const inputs = new Inputs(byId("desk"), act, () => Number(byId("speed").value) / 100);
+const devices = new Devices(useDevice, (ms) => {
+  const untilUs = Math.round(link.serverUs()) + ms * 1000;
+  link.send({ type: "switch", robot: page.robot, until_us: ms ? untilUs : 0 });
+});
 
 // ---- log-in -------------------------------------------------------------------------------------------------------
 
@@ -88,6 +93,7 @@ function forget() {
   page.mine = page.driving = false;
   inputs.enabled = false;
   inputs.release();
+  page.device = devices.show([], page.robot, false);
   cameras.lost();
   byId("holder").textContent = "";
   byId("take").disabled = true;
@@ -165,6 +171,7 @@ function takeState(state) {
   page.stateMs = performance.now();
   page.mine = showControl(state, page.me, { grant: (who) => link.send({ type: "grant", robot: page.robot, page: who }) });
   inputs.enabled = page.mine;
+  page.device = devices.show(state.devices, page.robot, page.mine);
   showBanner(state, true);
   showEpisode(state.seat);
   showRewind(state, page.card && page.card.info);
@@ -202,9 +209,15 @@ function refuse(text) {
 }
 
 function setMode(mode) {
+  const changed = page.mode !== mode;
   page.mode = mode;
   byId("mode-recover").setAttribute("aria-pressed", String(mode === "recover"));
   byId("mode-correct").setAttribute("aria-pressed", String(mode === "correct"));
+  if (changed && page.mine && page.device) useDevice(page.device);
+}
+
+function useDevice(device) {
+  link.send({ type: "usedevice", robot: page.robot, device, intent: page.mode });
 }
 
 // Where an intervention has to begin with a recovery, driving by hand is one until the person says otherwise.
@@ -230,6 +243,7 @@ function beat() {
     cameras.lost();
   }
   if (!page.mine || !link.live) return;
+  devices.beat();
   const held = inputs.now();
   if (held === null) {
     if (page.driving) link.drive(page.robot, "hold", VALID_MS);
@@ -329,5 +343,5 @@ for (const button of document.querySelectorAll("button")) {
 }
 
 // Read by tests and by people at the console.
-window.teleop = { page, link, inputs, cameras };
+window.teleop = { page, link, inputs, cameras, devices };
 begin();
