@@ -454,6 +454,16 @@ class PlainPage:
             lambda: next((one for one in self.said if words in one.get("text", "") + one.get("refusal", "")), None)
         )  # type: ignore[return-value]
 
+    def told_of(self, words: str, moves: dict[str, float]) -> None:
+        """Drive like that until the answer holds these words: on a busy machine a command may come too late."""
+
+        def answered() -> bool:
+            self.drive("recover", moves=moves)
+            self.read(0.1)
+            return any(words in one.get("refusal", "") for one in self.said)
+
+        self.until(answered)
+
     @property
     def phase(self) -> str:
         return str(self.states[-1]["seat"]["phase"])
