@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -78,6 +78,14 @@ class DrivenInParts(LoopRobot, Protocol):
 
     def step_in_parts(self, source: Parts) -> tuple[Stepped, FloatArray]:
         """One control period of a person's action in pieces; the action (A,) that they were together."""
+
+
+@runtime_checkable
+class HoldsUntilWoken(LoopRobot, Protocol):
+    """A robot whose person need not wait for the end of a control period in which it stands still."""
+
+    def hold(self, action: FloatArray, woken: Callable[[float], bool]) -> Stepped:
+        """Like `step` with an action (A,) that stands still, but over as soon as `woken(most seconds)` is true."""
 
 
 @runtime_checkable
@@ -201,12 +209,18 @@ class ControlLoop:
             still = self._interventions.stands_still(observation, state, propose)
             if still is None:
                 break
-            stepped, stood = self._robot.step(still), True
+            stepped, stood = self._hold(still), True
             state = stepped.state
             observation = self._aligner.observe(state, stepped.age_ns, episode.seed, observation.index)
         if stood and not self._interventions.under_way:
             self._proposer.begin(episode.seed)  # the world went on, and what was planned is old
         return observation, state
+
+    def _hold(self, still: FloatArray) -> Stepped:
+        woken = self._interventions.woken
+        if woken is not None and isinstance(self._robot, HoldsUntilWoken):
+            return self._robot.hold(still, woken)
+        return self._robot.step(still)
 
     def _step(self, episode: EpisodeId, observation: Observation, state: RobotState, *, last: bool) -> LoopStep:
         if self._proposer.at_boundary(observation.index):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NoReturn, Protocol
+from typing import TYPE_CHECKING, Literal, NoReturn, Protocol, runtime_checkable
 
 from robot_stack.core.errors import CommandRefusedError
 from robot_stack.core.messages import HUMAN_SOURCES, FloatArray, Observation, RobotState, Source, Verdict
@@ -72,6 +72,14 @@ class Operator(Protocol):
 
     def lets_go(self, observation: Observation, state: RobotState) -> bool:
         """Whether the intervention is over. Asked after each of the operator's own steps, with what came of it."""
+
+
+@runtime_checkable
+class Wakes(Protocol):
+    """An `Operator` whose person can be waited for while the robot stands still."""
+
+    def woken(self, timeout_s: float) -> bool:
+        """Wait, for so long at most, until the person wants something else than standing still; whether they do."""
 
 
 class Nobody:
@@ -146,6 +154,11 @@ class Interventions:
     def under_way(self) -> bool:
         """Whether a person has acted and not let go yet: the next step is theirs."""
         return self._last is not None
+
+    @property
+    def woken(self) -> Callable[[float], bool] | None:
+        """See `Wakes.woken`; None where nobody can be waited for."""
+        return self._operator.woken if isinstance(self._operator, Wakes) else None
 
     def begin(self, episode: EpisodeId) -> None:
         """A new episode begins. An intervention that was under way ended with the old one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import uuid4
 
@@ -49,7 +50,8 @@ RESET_TIMEOUT_S = 20.0
 PARTS_HZ = 100.0
 _MARGIN_S = 0.001  # the last piece of a period is answered before its end
 _BEGIN_TICKS = 0.3  # a control period begins so much of a tick after the robot server's answers
-_CATCH_UP = 0.25  # of a control period that a person's pieces may take too long
+_CATCH_UP = 0.25  # of a control period that a step may take too long; the next one then begins at once
+_CATCH_UP_DRIVEN = 0.7  # the same where a person drives: they may have to wait for the robot, but never for the grid
 _SEVERITY = (Verdict.ACCEPTED, Verdict.CLIPPED, Verdict.REFUSED)
 REST_TIMEOUT_S = 5.0
 
@@ -198,7 +200,20 @@ class RemoteRobot:
             if result.state is None:
                 raise MessageError(f"{self.spec.name} answered a lock-step command without a state")
             return Stepped(result, result.state, 0, late=False, round_trip_s=self._round_trip_s)
-        return self._period_over(self._command(action, self._deadline_ns()))
+        return self._period_over(self._command(action, self._deadline_ns()), _CATCH_UP)
+
+    def hold(self, action: FloatArray, woken: Callable[[float], bool]) -> Stepped:
+        """Like `step` with an action (A,) that stands still, but over as soon as `woken`, which waits for up to so many
+        seconds, is true: a person's first command does not wait for the end of a period in which nothing happens."""
+        if self.info.lock_step or self.pacer is None:
+            return self.step(action)
+        result = self._command(action, self._deadline_ns())
+        if not woken(max(0.0, self.pacer.due_s - time.monotonic())):
+            return self._period_over(result, _CATCH_UP_DRIVEN)
+        tick_s = 1.0 / self.spec.tick_rate_hz
+        least_s = time.monotonic() + self.spec.control_period_s - tick_s / 2
+        self.pacer.restart(self._ticks.after_answer(least_s, _BEGIN_TICKS * tick_s))
+        return self._look(result, late=False)
 
     def step_in_parts(self, source: Parts) -> tuple[Stepped, FloatArray]:
         """What is left of the control period, in which a person drives: pieces of an action, each as new as it can be,
@@ -206,12 +221,12 @@ class RemoteRobot:
 
         The verdict is the worst of the pieces', what was sent and the action (A,) that comes back are their sums.
         """
-        until_s = time.monotonic() if self.pacer is None else self.pacer.due_s
+        until_s, share_left = (0.0, 1.0) if self.pacer is None else (self.pacer.due_s, self.pacer.share)
         if until_s <= time.monotonic():
             until_s = time.monotonic() + self.spec.control_period_s
         tick_s = 1.0 / self.spec.tick_rate_hz
         piece_s = tick_s * max(1, round(1.0 / (PARTS_HZ * tick_s)))
-        send_s, share_left = self._ticks.send_at(time.monotonic()), 1.0
+        send_s = self._ticks.send_at(time.monotonic())
         asked, results = [], []
         while share_left > 0.0:
             sleep_until(send_s)
@@ -224,7 +239,7 @@ class RemoteRobot:
         worst = max(results, key=lambda result: _SEVERITY.index(result.verdict))
         sent = [result.sent for result in results if result.verdict is not Verdict.REFUSED] or [worst.sent]
         result = structs.replace(worst, seq=self._seq, sent=source.summed(sent))
-        return self._period_over(result, catch_up_s=_CATCH_UP * self.spec.control_period_s), source.summed(asked)
+        return self._period_over(result, _CATCH_UP_DRIVEN), source.summed(asked)
 
     def _part(self, source: Parts, share: float) -> FloatArray:
         """The next piece (A,); stops the robot, whose goals still lie ahead of it, if there is none."""
@@ -237,14 +252,16 @@ class RemoteRobot:
         timeout_ns = s_to_ns(self.spec.command_timeout_s) - self._offset.error_ns
         return self._offset.to_peer_ns(self._clock.now_ns() + timeout_ns)
 
-    def _period_over(self, result: CommandResult, catch_up_s: float = 0.0) -> Stepped:
+    def _period_over(self, result: CommandResult, catch_up: float) -> Stepped:
         """Wait for the end of the control period, and look."""
         overruns = self.pacer.overruns if self.pacer else 0
-        self._wait_for_tick(catch_up_s)
+        self._wait_for_tick(catch_up * self.spec.control_period_s)
+        return self._look(result, late=self.pacer is not None and self.pacer.overruns > overruns)
+
+    def _look(self, result: CommandResult, *, late: bool) -> Stepped:
         state = self._states.newest(timeout_s=self.spec.command_timeout_s)
         if state is None or state.boot != self.info.boot:
             raise UnreachableError(f"no state of {self.spec.name} for {self.spec.command_timeout_s * 1e3:.0f} ms")
-        late = self.pacer is not None and self.pacer.overruns > overruns
         return Stepped(result, state, self._age_ns(state), late, self._round_trip_s)
 
     def _wait_for_tick(self, catch_up_s: float = 0.0) -> None:

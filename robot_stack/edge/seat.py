@@ -65,6 +65,7 @@ class Seat:
     ) -> None:
         self._keep_running = keep_running
         self._lock = threading.RLock()
+        self._wanted = threading.Event()
         self._spec, self._lock_step, self._now_ns, self._sleep = spec, lock_step, now_ns, sleep
         self._familiarity = familiarity
         self.handling = Handling(spec)
@@ -175,6 +176,8 @@ class Seat:
         self._drive = drive if drive.intent in DRIVING else None
         if drive.intent is Intent.HOLD:
             self._held_until_ns = 0
+        else:
+            self._wanted.set()
 
     @property
     def phase(self) -> Phase:
@@ -241,6 +244,7 @@ class Seat:
         if not self._keep_running():
             raise RobotError("this process is ending, and the episode with it")
         with self._lock:
+            self._wanted.clear()
             self._expire(self._now_ns())
             if self._ran_out:  # the robot still runs after its goal: one more step of the same phase stops it
                 return None
@@ -254,6 +258,10 @@ class Seat:
         if self._lock_step:
             self._sleep(self._spec.control_period_s)  # simulated time would race ahead of the person
         return still
+
+    def woken(self, timeout_s: float) -> bool:
+        """Wait, for so long at most, until a person who had the robot stand still wants something else."""
+        return self._wanted.wait(timeout_s)
 
     def intervene(self, observation: Observation, state: RobotState, proposed: FloatArray) -> Intervention | None:
         self._began(observation, lambda: proposed)

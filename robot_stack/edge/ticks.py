@@ -11,7 +11,7 @@ import time
 
 from robot_stack.core.clock import NS_PER_S, Pacer, s_to_ns
 
-LEAD_S = 0.003
+LEAD_S = 0.004
 """So long before an answer is due its request is sent. Too late costs a whole tick."""
 _LATE_S = 0.001
 _FORGET = 0.05
@@ -63,6 +63,17 @@ class ControlPacer(Pacer):
     def due_s(self) -> float:
         """When the running period ends, on `time.monotonic`."""
         return self._next_ns / NS_PER_S
+
+    @property
+    def share(self) -> float:
+        """How much of a whole period the running one has: less than 1 after one that took too long."""
+        return min(1.0, (self._next_ns - self._woke_ns) / self._period_ns)
+
+    def restart(self, due_s: float) -> None:
+        """A period begins now, wherever the last one was; it ends at `due_s`, and the grid goes on from there."""
+        self._woke_ns = time.monotonic_ns()
+        self._next_ns = s_to_ns(due_s)
+        self.ticks += 1
 
     def wait_or_catch_up(self, within_s: float) -> None:
         now_ns = time.monotonic_ns()

@@ -104,6 +104,7 @@ class RobotGuard:
         self._period_ns = s_to_ns(self.spec.control_period_s)
         self._goal: Setpoint | None = None
         self._goal_due_ns = 0
+        self._goal_renewed = False
         self._expires_ns = 0
         self._last_seq = -1
         self._engaged = False
@@ -245,7 +246,7 @@ class RobotGuard:
             return self._gate.refuse(Refusal.DRIVER, str(error))
         if goal.shape != (len(self._limits.names),) or not np.isfinite(goal).all():
             return self._gate.refuse(Refusal.DRIVER, f"{self.spec.name}: no finite setpoint for this action")
-        self._goal = goal
+        self._goal, self._goal_renewed = goal, True
         return decision
 
     def stop(self, reason: str, level: StopLevel = StopLevel.HOLD) -> None:
@@ -332,8 +333,9 @@ class RobotGuard:
         effort = self._effort()
         if self._goal is None:
             return self._motion.stop(effort)
+        renewed, self._goal_renewed = self._goal_renewed, False
         try:
-            return self._motion.toward(self._goal, (self._goal_due_ns - now_ns) / 1e9, effort)
+            return self._motion.toward(self._goal, (self._goal_due_ns - now_ns) / 1e9, effort, renewed=renewed)
         except RobotStackError as error:  # of the geometry
             self.latch_fault(str(error))
             return self._motion.stop(effort)

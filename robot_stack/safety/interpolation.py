@@ -82,16 +82,19 @@ class Interpolator:
         self._first = True
         self._new = True
 
-    def toward(self, goal: Setpoint, remaining_s: float, pace: float = 1.0) -> Setpoint | None:
+    def toward(
+        self, goal: Setpoint, remaining_s: float, pace: float = 1.0, *, renewed: bool = False
+    ) -> Setpoint | None:
         """The candidate for the next tick on the way to a finite `goal` (S,) that is due in `remaining_s`.
 
-        `pace` below 1 goes along the same path more slowly. None if there is no trajectory.
+        `pace` below 1 goes along the same path more slowly. `renewed`: the goal was asked for since the last tick; it
+        may be the same as before, and then goals stand still. None if there is no trajectory.
         """
         goal = np.minimum(np.maximum(goal, self._lower), self._upper)
         if not self._follows:
             self._candidate = goal
             return goal
-        if remaining_s > self._remaining_s or not kernels.equal(goal, self._goal):
+        if renewed or remaining_s > self._remaining_s or not kernels.equal(goal, self._goal):
             self._aim(goal, remaining_s)
         elif self._remaining_s > _TIME_TOLERANCE_S >= remaining_s:
             self._target[0], self._target[1] = goal, 0.0

@@ -61,12 +61,16 @@ class MotionFilter:
         if self.tank is not None:
             self.tank.start()
 
-    def toward(self, goal: Setpoint, remaining_s: float, effort: Setpoint | None = None) -> Setpoint:
+    def toward(
+        self, goal: Setpoint, remaining_s: float, effort: Setpoint | None = None, *, renewed: bool = False
+    ) -> Setpoint:
         """The next setpoint towards `goal` (S,), which is due in `remaining_s`. `effort` (S,): what the environment
-        does to the robot, N m or N; only a tank needs it."""
+        does to the robot, N m or N; only a tank needs it. `renewed`: see `Interpolator.toward`."""
         tank = self.tank if effort is not None else None
         self._pace = tank.pace if tank is not None else 1.0
-        candidate = self._interpolator.toward(goal, remaining_s, self._pace) if np.isfinite(goal).all() else None
+        candidate = None
+        if np.isfinite(goal).all():
+            candidate = self._interpolator.toward(goal, remaining_s, self._pace, renewed=renewed)
         if candidate is None:
             return self.stop(effort)
         setpoint = self._filter.toward(candidate, tank, effort)

@@ -1,0 +1,1 @@
+"""The operator's seat, measured with real processes: see `__main__.py`."""
