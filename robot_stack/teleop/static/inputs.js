@@ -46,9 +46,10 @@ const spoken = (name) => name.replace(/(^|_)d(x|y|z|roll|pitch|yaw)_/, "$1$2_").
 
 export class Inputs {
   // act(word): one-time actions by key. speed(): 0 to 1.
-  constructor(desk, act, speed) {
+  constructor(desk, act, speed, changed) {
     this.desk = desk;
     this.act = act;
+    this.changed = changed;
     this.speed = speed;
     this.held = new Set();
     this.pads = new Map();
@@ -58,10 +59,14 @@ export class Inputs {
     this.group = 0;
     this.plan = { groups: [], toggles: [] };
     this.enabled = false;
-    window.addEventListener("keydown", (event) => this.down(event));
+    window.addEventListener("keydown", (event) => {
+      this.down(event);
+      if (!event.repeat) this.changed();
+    });
     window.addEventListener("keyup", (event) => {
       this.held.delete(event.key.toLowerCase());
       if (event.key.toLowerCase() === "b") this.rewinding = false;
+      this.changed();
     });
     for (const name of ["blur", "pagehide"]) window.addEventListener(name, () => this.release());
     document.addEventListener("visibilitychange", () => document.hidden && this.release());

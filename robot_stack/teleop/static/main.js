@@ -7,6 +7,7 @@ import { say, showBanner, showControl, showGauges, showLearner, showRewind } fro
 import { Scene } from "./scene.js";
 import { CLOSED_LOGIN, Link } from "./socket.js";
 
+const AT_ONCE_MS = 12;
 const SEND_EVERY_MS = 1000 / 30;
 const VALID_MS = 300;
 const ONCE_VALID_MS = 450;
@@ -18,7 +19,7 @@ const page = { me: null, robot: null, card: null, state: null, stateMs: 0, mode:
 const link = new Link({ message: take, picture: (buffer) => cameras.take(buffer, page.robot), open: opened, closed });
 const cameras = new Cameras(byId("cameras"), (camera, number) => link.send({ type: "ack", camera, number }));
 const scene = new Scene(byId("scene"));
-const inputs = new Inputs(byId("desk"), act, () => Number(byId("speed").value) / 100);
+const inputs = new Inputs(byId("desk"), act, () => Number(byId("speed").value) / 100, atOnce);
 const devices = new Devices(useDevice, (ms) => {
   const untilUs = Math.round(link.serverUs()) + ms * 1000;
   link.send({ type: "switch", robot: page.robot, until_us: ms ? untilUs : 0 });
@@ -236,7 +237,14 @@ function once(intent) {
   if (!link.drive(page.robot, intent, ONCE_VALID_MS)) refuse("the connection is not ready");
 }
 
+// A key that was pressed or let go is not kept waiting for the next beat; no more often than the server takes it.
+let soon = null, beatMs = 0;
+function atOnce() {
+  if (soon === null) soon = setTimeout(() => { soon = null; beat(); }, Math.max(0, beatMs + AT_ONCE_MS - performance.now()));
+}
+
 function beat() {
+  beatMs = performance.now();
   refuse("");
   if (page.state && performance.now() - page.stateMs > SILENT_MS) {
     showBanner(null, false);
