@@ -48,7 +48,8 @@ from robot_stack.apps.policy_server import PolicyServer, give_way
 from robot_stack.apps.process import Lifetime
 from robot_stack.config.compose import compose_config
 from robot_stack.config.schema import NetworkConfig, StackConfig
-from robot_stack.core.messages import ActionChunk, FloatArray, Observation, PolicyRequest
+from robot_stack.core.messages import ActionChunk, FloatArray, Observation
+from robot_stack.core.policy_messages import PolicyRequest
 from robot_stack.core.protocols import Policy
 from robot_stack.core.specs import STATE, PolicySpec
 from robot_stack.edge.chunking import ChunkingConfig

@@ -20,15 +20,8 @@ from robot_stack.config.compose import compose_config
 from robot_stack.config.schema import StackConfig
 from robot_stack.core.clock import MonotonicClock, Pacer
 from robot_stack.core.errors import RobotStackError
-from robot_stack.core.messages import (
-    Done,
-    GetState,
-    InjectFault,
-    RobotState,
-    SceneRequest,
-    SceneState,
-    VendorFault,
-)
+from robot_stack.core.messages import Done, GetState, RobotState
+from robot_stack.core.scene_messages import InjectFault, SceneRequest, SceneState, VendorFault
 from robot_stack.safety.guard import RobotGuard
 
 

@@ -39,7 +39,8 @@ from robot_stack.apps.supervisor import Supervisor, robot_stack_command
 from robot_stack.config.compose import compose_config
 from robot_stack.core.clock import ManualClock
 from robot_stack.core.errors import RobotStackError
-from robot_stack.core.messages import Command, GetState, Lifecycle, RobotState, SceneState, Verdict
+from robot_stack.core.messages import Command, GetState, Lifecycle, RobotState, Verdict
+from robot_stack.core.scene_messages import SceneState
 from robot_stack.edge.remote_robot import RemoteRobot
 from robot_stack.safety.guard import RobotGuard
 from robot_stack.transport.stream import Subscriber

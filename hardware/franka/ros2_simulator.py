@@ -26,7 +26,7 @@ from hardware.franka.ros2_stream import hand_kinematics, pose_message
 from hardware.franka.sim import SimulatedFranka
 from hardware.sim.vendor import VendorSimulator
 from robot_stack.core.errors import RobotError
-from robot_stack.core.messages import InjectFault, VendorFault
+from robot_stack.core.scene_messages import InjectFault, VendorFault
 from robot_stack.transport.ros2.link import Newest, Ros2Link
 from robot_stack.transport.ros2.qos import newest_best_effort, newest_reliable
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from robot_stack.core.messages import InjectFault
 from robot_stack.core.protocols import SimulatedRobot
+from robot_stack.core.scene_messages import InjectFault
 
 
 class VendorSimulator(Protocol):

@@ -21,7 +21,7 @@ from hardware.stretch.joints import ARM_SEGMENTS, JOINT_STATE_NAMES, JOINT_STATE
 from hardware.stretch.limits import default_limits
 from hardware.stretch.sim import SimulatedStretch
 from robot_stack.core.errors import RobotError
-from robot_stack.core.messages import InjectFault, VendorFault
+from robot_stack.core.scene_messages import InjectFault, VendorFault
 from robot_stack.transport.ros2.link import Ros2Link
 from robot_stack.transport.ros2.qos import newest_reliable
 

@@ -36,7 +36,7 @@ from hardware.unitree_g1.loco import FSM_DAMP, FSM_WALK
 from hardware.unitree_g1.rpc import SERVICES, decode_request, encode_response
 from hardware.unitree_g1.sim import SimulatedG1
 from robot_stack.core.errors import MessageError, RobotError
-from robot_stack.core.messages import InjectFault, VendorFault
+from robot_stack.core.scene_messages import InjectFault, VendorFault
 
 FloatVector = NDArray[np.float64]
 

@@ -22,8 +22,9 @@ from robot_stack.apps.keys import ROBOT_KEY, ensure_keys
 from robot_stack.apps.layout import RunLayout
 from robot_stack.config.schema import StackConfig
 from robot_stack.core.errors import ConfigError, RobotError
-from robot_stack.core.messages import Array, CameraFrame, GetScene, GetState, RobotState, SceneState
+from robot_stack.core.messages import Array, CameraFrame, GetState, RobotState
 from robot_stack.core.protocols import CameraSpec
+from robot_stack.core.scene_messages import GetScene, SceneState
 from robot_stack.core.specs import IMAGES, RobotSpec
 from robot_stack.edge.alignment import spec_with_cameras
 from robot_stack.edge.camera_feed import CameraFeed

@@ -11,7 +11,9 @@ import msgspec
 from robot_stack.apps.keys import EDGE_KEY, LEARNER_KEY, POLICY_KEY, ROBOT_KEY
 from robot_stack.config.schema import NetworkConfig
 from robot_stack.core.errors import RobotStackError
-from robot_stack.core.messages import LearnerReply, PolicyReply, RobotReply, RobotState, SceneReply
+from robot_stack.core.messages import LearnerReply, RobotReply, RobotState
+from robot_stack.core.policy_messages import PolicyReply
+from robot_stack.core.scene_messages import SceneReply
 from robot_stack.edge.remote_robot import RemoteRobot
 from robot_stack.transport.client import RequestClient
 from robot_stack.transport.keys import KeyStore

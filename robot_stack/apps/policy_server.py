@@ -29,19 +29,8 @@ from robot_stack.apps.layout import RunLayout
 from robot_stack.apps.process import use_one_torch_thread
 from robot_stack.config.schema import StackConfig
 from robot_stack.core.errors import PolicyError
-from robot_stack.core.messages import (
-    SCHEMA_VERSION,
-    ActionChunk,
-    Failed,
-    FloatArray,
-    Hello,
-    Observation,
-    PolicyInfo,
-    PolicyReply,
-    PolicyRequest,
-    PredictChunk,
-    PredictedChunk,
-)
+from robot_stack.core.messages import SCHEMA_VERSION, ActionChunk, Failed, FloatArray, Hello, Observation
+from robot_stack.core.policy_messages import PolicyInfo, PolicyReply, PolicyRequest, PredictChunk, PredictedChunk
 from robot_stack.core.protocols import GuidedChunkPolicy, Policy
 from robot_stack.edge.remote_policy import POLICY_PROBLEM, spec_fingerprint
 from robot_stack.edge.warmup import example_instruction, example_observation, warm_up

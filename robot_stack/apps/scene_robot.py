@@ -15,18 +15,7 @@ from robot_stack.apps.connections import SCENE_STATE, scene_client
 from robot_stack.apps.keys import ROBOT_KEY
 from robot_stack.config.schema import NetworkConfig
 from robot_stack.core.errors import MessageError, RobotError
-from robot_stack.core.messages import (
-    SCHEMA_VERSION,
-    Array,
-    Features,
-    FloatArray,
-    GetScene,
-    Hello,
-    ResetScene,
-    SceneRequest,
-    SceneState,
-    TaskStatus,
-)
+from robot_stack.core.messages import SCHEMA_VERSION, Array, Features, FloatArray, Hello, TaskStatus
 from robot_stack.core.protocols import (
     EpisodicRobot,
     Reading,
@@ -37,6 +26,7 @@ from robot_stack.core.protocols import (
     SetpointLimits,
     SimulatedRobot,
 )
+from robot_stack.core.scene_messages import GetScene, ResetScene, SceneRequest, SceneState
 from robot_stack.core.specs import ENVIRONMENT_STATE, RobotSpec
 from robot_stack.transport.keys import KeyStore
 from robot_stack.transport.stream import Subscriber

@@ -19,18 +19,9 @@ from robot_stack.apps.layout import RunLayout
 from robot_stack.config.schema import StackConfig
 from robot_stack.core.clock import Pacer
 from robot_stack.core.errors import RobotStackError
-from robot_stack.core.messages import (
-    SCHEMA_VERSION,
-    Done,
-    Failed,
-    GetScene,
-    InjectFault,
-    ResetScene,
-    SceneReply,
-    SceneRequest,
-    SceneState,
-)
+from robot_stack.core.messages import SCHEMA_VERSION, Done, Failed
 from robot_stack.core.protocols import SimulatedRobot
+from robot_stack.core.scene_messages import GetScene, InjectFault, ResetScene, SceneReply, SceneRequest, SceneState
 from robot_stack.core.specs import ENVIRONMENT_STATE
 from robot_stack.transport.server import Request, RequestServer
 from robot_stack.transport.stream import Publisher

@@ -1,7 +1,8 @@
 """The records that cross process borders and reach the disk: typed, frozen, schema-versioned.
 
 Arrays are numpy arrays; `robot_stack.core.codec` sends them as raw frames beside a small msgpack header.
-Change `SCHEMA_VERSION` whenever a message changes, and `STEP_SCHEMA_VERSION` too when that is `Step`, which lies on
+Those of vendor-side simulators are in `scene_messages`, those of policy servers in `policy_messages`.
+Change `SCHEMA_VERSION` whenever a message of any of them changes, and `STEP_SCHEMA_VERSION` too when that is `Step`, which lies on
 disks: peers and files of another version are refused with a clear error.
 """
 
@@ -15,7 +16,7 @@ from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from robot_stack.core.direction import Direction
-from robot_stack.core.specs import PolicySpec, RobotSpec
+from robot_stack.core.specs import RobotSpec
 
 SCHEMA_VERSION = 5
 STEP_SCHEMA_VERSION = 3
@@ -323,61 +324,6 @@ RobotRequest = (
 RobotReply = RobotInfo | Pong | Done | Failed | RobotState | RobotDiagnostics | CommandResult
 
 
-# ---- scene of a vendor-side simulator ---------------------------------------------------------------------------
-
-
-class SceneState(Struct, frozen=True, kw_only=True, tag=True):
-    """What a vendor-side simulator tells beside the vendor's own interface: scene, truth, verdict of the task.
-
-    `seq` counts published states of this boot, `episode_seed` is the scene's. `measured` is the simulator's own
-    measured setpoint: whoever treats a robot as simulated checks the driver's against it. `instruction`: what the scene
-    asks for, in words.
-    """
-
-    boot: str
-    seq: int
-    stamp_ns: int
-    episode_seed: int
-    environment_state: FloatArray
-    measured: NDArray[np.float64]
-    task: TaskStatus
-    ground_truth: Features
-    images: Features
-    instruction: str = ""
-
-
-class ResetScene(Struct, frozen=True, kw_only=True, tag=True):
-    seed: int
-
-
-class GetScene(Struct, frozen=True, kw_only=True, tag=True):
-    cameras: tuple[str, ...] = ()
-
-
-class VendorFault(enum.Enum):
-    """What a vendor-side simulator can be told to suffer; NONE ends it."""
-
-    NONE = "none"
-    LOST_PACKETS = "lost_packets"
-    STUCK_JOINT = "stuck_joint"
-    REFLEX = "reflex"
-    RUNSTOP = "runstop"
-    FROZEN_STATE = "frozen_state"
-    WRONG_LIMITS = "wrong_limits"
-
-
-class InjectFault(Struct, frozen=True, kw_only=True, tag=True):
-    """`axis`: of the setpoint, for a stuck joint; `share`: of the packets, for lost ones."""
-
-    fault: VendorFault
-    axis: int = 0
-    share: float = 0.3
-
-
-SceneRequest = Hello | ResetScene | GetScene | InjectFault
-SceneReply = SceneState | Done | Failed
-
-
 # ---- cameras ----------------------------------------------------------------------------------------------------
 
 
@@ -516,45 +462,3 @@ class WeightChunk(Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fi
 
 LearnerRequest = Hello | StepBatch | GetProgress | GetWeights
 LearnerReply = Done | StepAck | LearnerProgress | WeightChunk | Failed
-
-
-# ---- policy server: requests and replies ------------------------------------------------------------------------
-
-
-class PredictChunk(Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
-    """Ask for the chunk of one observation, with what the policy reads: features, earlier steps, instruction.
-
-    `fingerprint` names the policy's spec that the asker drives its robot by (`PolicyInfo.fingerprint`); `robot` the
-    robot, so that the server knows how many there are. `planned`, `delay_steps`, `execute_steps`: what a chunk that
-    goes on from planned actions is told (`GuidedChunkPolicy.predict_guided`); None for one from noise alone.
-    """
-
-    fingerprint: str
-    robot: str
-    observation: Observation
-    planned: FloatArray | None = None
-    delay_steps: int = 0
-    execute_steps: int = 0
-
-
-class PolicyInfo(Struct, frozen=True, kw_only=True, tag=True):
-    """What a policy server serves, told once its policy is warm. `predict_s`: how long one prediction takes there.
-    `example_instruction`: words that the policy knows, '' if it reads none."""
-
-    schema_version: int
-    boot: str
-    fingerprint: str
-    spec: PolicySpec
-    predict_s: float
-    example_instruction: str = ""
-
-
-class PredictedChunk(Struct, frozen=True, kw_only=True, tag=True):
-    """The answer to `PredictChunk`. `batch`: chunks that were computed at once."""
-
-    chunk: ActionChunk
-    batch: int = 1
-
-
-PolicyRequest = Hello | PredictChunk
-PolicyReply = PolicyInfo | PredictedChunk | Failed

@@ -10,18 +10,8 @@ import msgspec
 from msgspec.structs import replace
 
 from robot_stack.core.errors import CommandRefusedError, MessageError, PolicyError, SpecMismatchError
-from robot_stack.core.messages import (
-    SCHEMA_VERSION,
-    ActionChunk,
-    Features,
-    FloatArray,
-    Hello,
-    Observation,
-    PolicyInfo,
-    PolicyReply,
-    PredictChunk,
-    PredictedChunk,
-)
+from robot_stack.core.messages import SCHEMA_VERSION, ActionChunk, Features, FloatArray, Hello, Observation
+from robot_stack.core.policy_messages import PolicyInfo, PolicyReply, PredictChunk, PredictedChunk
 from robot_stack.core.specs import PolicySpec
 from robot_stack.edge.warmup import check_chunk
 from robot_stack.transport.client import RequestClient

@@ -13,7 +13,8 @@ import pytest
 from robot_stack.apps.connections import remote_robot, robot_client
 from robot_stack.apps.keys import OPERATOR_KEY
 from robot_stack.core.errors import CommandRefusedError, RobotStackError
-from robot_stack.core.messages import GetScene, Lifecycle, RobotState, SceneState, StopLevel, StopRobot, VendorFault
+from robot_stack.core.messages import Lifecycle, RobotState, StopLevel, StopRobot
+from robot_stack.core.scene_messages import GetScene, SceneState, VendorFault
 from robot_stack.core.specs import STATE
 from tests.vendor_kit import VENDORS, Vendor, VendorSide, vendor_side, wait_until
 

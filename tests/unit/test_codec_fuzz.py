@@ -24,7 +24,6 @@ from robot_stack.core.messages import (
     CommandResult,
     Failed,
     GetProgress,
-    GetScene,
     GetState,
     GetWeights,
     Hello,
@@ -35,8 +34,6 @@ from robot_stack.core.messages import (
     RobotReply,
     RobotRequest,
     RobotState,
-    SceneReply,
-    SceneRequest,
     Source,
     Step,
     StepAck,
@@ -49,6 +46,7 @@ from robot_stack.core.messages import (
     WeightEncoding,
     WeightSnapshot,
 )
+from robot_stack.core.scene_messages import GetScene, SceneReply, SceneRequest
 
 ACTION = np.linspace(-1, 1, 7, dtype=np.float32)
 STATE = RobotState(

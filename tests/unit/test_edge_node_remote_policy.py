@@ -20,17 +20,8 @@ from robot_stack.core.errors import (
     SpecMismatchError,
     UnreachableError,
 )
-from robot_stack.core.messages import (
-    ActionChunk,
-    FloatArray,
-    Hello,
-    Observation,
-    PolicyInfo,
-    PolicyReply,
-    PolicyRequest,
-    PredictChunk,
-    PredictedChunk,
-)
+from robot_stack.core.messages import ActionChunk, FloatArray, Hello, Observation
+from robot_stack.core.policy_messages import PolicyInfo, PolicyReply, PolicyRequest, PredictChunk, PredictedChunk
 from robot_stack.core.specs import IMAGES, STATE, Feature, PolicySpec, vector
 from robot_stack.edge.remote_policy import RemotePolicy, spec_fingerprint
 from robot_stack.transport.client import RequestClient

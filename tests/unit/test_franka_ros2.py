@@ -27,7 +27,8 @@ from hardware.franka.sim import EXTERNAL_WRENCH, SimulatedFranka
 from hardware.sim.tasks.peg_insertion import PegInsertion, PegInsertionConfig
 from robot_stack.core.clock import ManualClock
 from robot_stack.core.errors import ConfigError, RobotError
-from robot_stack.core.messages import Command, InjectFault, Lifecycle, RobotState, VendorFault, Verdict
+from robot_stack.core.messages import Command, Lifecycle, RobotState, Verdict
+from robot_stack.core.scene_messages import InjectFault, VendorFault
 from robot_stack.core.specs import ENVIRONMENT_STATE, STATE
 from robot_stack.safety.guard import RobotGuard
 from robot_stack.transport.ros2.link import Ros2Link

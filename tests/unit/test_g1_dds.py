@@ -51,7 +51,7 @@ from hardware.unitree_g1.sim import SimulatedG1
 from hardware.unitree_g1.state import MAX_DAMAGED_IN_A_ROW
 from robot_stack.core.clock import ManualClock, s_to_ns
 from robot_stack.core.errors import ConfigError, MissingDependencyError, RobotError
-from robot_stack.core.messages import InjectFault, VendorFault
+from robot_stack.core.scene_messages import InjectFault, VendorFault
 from robot_stack.core.specs import ENVIRONMENT_STATE
 from robot_stack.transport.ros2.link import Ros2Link
 from tests.unit.test_g1_codec import claim_domain

@@ -20,7 +20,7 @@ from hardware.stretch.limits import default_limits
 from hardware.stretch.ros2 import StretchRos2
 from hardware.stretch.ros2_safe_state import StretchRos2SafeState
 from robot_stack.core.errors import ConfigError, RobotError, UnreachableError
-from robot_stack.core.messages import InjectFault, VendorFault
+from robot_stack.core.scene_messages import InjectFault, VendorFault
 from robot_stack.core.specs import ENVIRONMENT_STATE
 
 pytest_plugins = ("tests.stretch_ros2_kit",)

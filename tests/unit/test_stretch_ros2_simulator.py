@@ -15,7 +15,7 @@ from std_srvs.srv import SetBool
 from hardware.stretch import ros2_names as names
 from hardware.stretch.joints import ARM, AXIS, HEAD_PAN, LIFT
 from robot_stack.core.errors import RobotError
-from robot_stack.core.messages import InjectFault, VendorFault
+from robot_stack.core.scene_messages import InjectFault, VendorFault
 
 pytest_plugins = ("tests.stretch_ros2_kit",)
 

@@ -6,7 +6,9 @@ import typing
 
 import pytest
 
-from robot_stack.core.messages import LearnerRequest, PolicyRequest, RobotRequest, SceneRequest
+from robot_stack.core.messages import LearnerRequest, RobotRequest
+from robot_stack.core.policy_messages import PolicyRequest
+from robot_stack.core.scene_messages import SceneRequest
 from robot_stack.transport.keys import Role
 from robot_stack.transport.services import SERVICES, Pattern
 
