@@ -1,9 +1,9 @@
 """The records that cross process borders and reach the disk: typed, frozen, schema-versioned.
 
-Arrays are numpy arrays; `robot_stack.core.codec` sends them as raw frames beside a small msgpack header.
-Those of vendor-side simulators are in `scene_messages`, those of policy servers in `policy_messages`.
-Change `SCHEMA_VERSION` whenever a message of any of them changes, and `STEP_SCHEMA_VERSION` too when that is `Step`, which lies on
-disks: peers and files of another version are refused with a clear error.
+Arrays are numpy arrays; `robot_stack.core.codec` sends them as raw frames beside a small msgpack header. Those of
+vendor-side simulators are in `scene_messages`, those of policy servers in `policy_messages`, those of the operator's
+seat in `seat`. Change `SCHEMA_VERSION` whenever a message of any of them changes, and `STEP_SCHEMA_VERSION` too when
+that is `Step`, which lies on disks: peers and files of another version are refused with a clear error.
 """
 
 from __future__ import annotations

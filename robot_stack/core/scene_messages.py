@@ -1,4 +1,4 @@
-"""What a vendor-side simulator tells and is asked, beside the vendor's own interface. See `robot_stack.core.messages`."""
+"""What a vendor-side simulator tells and is asked, beside the vendor's interface. See `robot_stack.core.messages`."""
 
 from __future__ import annotations
 
