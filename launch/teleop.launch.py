@@ -1,5 +1,4 @@
-"""The operator's screen. Needs a release that has `robot-stack teleop`; where there is none the process ends at once
-with a message that lists the commands, and is not started again."""
+"""The operator's page. Its edges need config:="edge.operator=seat"; bringup's teleop:=true says so to its own."""
 
 from launch import LaunchDescription
 from robot_stack.apps.launching import declared, stack_process

@@ -31,7 +31,11 @@ _ADDRESSES = {
     "policy.request": "network.policy_address",
     "scene.request": "network.scene_address",
     "scene.state": "network.scene_state_address",
+    "seat.request": "network.seat_address",
+    "seat.state": "network.seat_state_address",
 }
+_PAGE_PORT = 70
+"""Of the operator's page, above the port base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,7 @@ ARGUMENTS: Mapping[str, Argument] = {
     "ros2_node": Argument("true", "show the robot to ROS 2", _SWITCH),
     "edge": Argument("false", "run the run's policy on the robot", _SWITCH),
     "learner": Argument("false", "run the learner on this machine", _SWITCH),
-    "teleop": Argument("false", "serve the operator's screen; needs a release that has robot-stack teleop", _SWITCH),
+    "teleop": Argument("false", "serve the operator's page, and let people take over from the policy", _SWITCH),
 }
 
 
@@ -82,7 +86,10 @@ def overrides_of(given: Mapping[str, str]) -> list[str]:
     for index, camera in enumerate(camera_names(given)):
         address = _address("camera.frame", port_base + index)
         addresses += [f"cameras.{camera}.address={address}", f"ros2_node.cameras.{camera}={address}"]
-    return [*groups, "robot.lock_step=false", *addresses, *shlex.split(given["config"])]
+    seat = [f"teleop.port={port_base + _PAGE_PORT}"]
+    if given.get("teleop") == "true":
+        seat.append("edge.operator=seat")
+    return [*groups, "robot.lock_step=false", *addresses, *seat, *shlex.split(given["config"])]
 
 
 @lru_cache

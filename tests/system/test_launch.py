@@ -218,6 +218,13 @@ def test_the_robot_server_gets_the_arguments(ros_launch: Any, robot: str, backen
     assert task in ("", config.task.name)
 
 
+def test_the_page_gets_its_own_port_and_the_edge_a_seat() -> None:
+    config = compose_config(overrides_of(DEFAULTS | {"teleop": "true", "port_base": "7810"}))
+    assert (config.edge.operator, config.teleop.port) == ("seat", 7880)
+    assert config.network.seat_address.endswith(":7860") and config.network.seat_state_address.endswith(":7861")
+    assert compose_config(overrides_of(DEFAULTS)).edge.operator == "none"
+
+
 def test_namespaces_keep_robots_apart(ros_launch: Any) -> None:
     for namespace, expected in (("", "/robot_stack"), ("left", "left/robot_stack")):
         words = _words(_commands(LAUNCH / "ros2_node.launch.py", namespace=namespace)[0])
