@@ -47,14 +47,15 @@ class Plan(Struct, frozen=True):
     block_s: float
 
 
-FULL, QUICK = Plan(1500, 500, 100, 6, 15.0), Plan(160, 80, 6, 2, 1.5)
+FULL, QUICK = Plan(1500, 500, 60, 4, 15.0), Plan(160, 80, 6, 2, 1.5)
 
 
 def measure(site: Site, plan: Plan, seed: int) -> Report:
     load = os.getloadavg()[0]
     inputs = Inputs(seed)
-    with direct_person(site) as (person, client):
+    with site.seat_client() as client:
         ping = pings(client, plan.direct)
+    with direct_person(site) as person:
         during = inputs.stream(person.drive, plan.direct, show="direct inputs")
     direct = input_figures(site, person.sent_ns, during)
     with Page(site.url, site.cookie) as page:

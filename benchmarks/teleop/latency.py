@@ -140,12 +140,12 @@ class Direct:
 
 
 @contextmanager
-def direct_person(site: Site) -> Iterator[tuple[Direct, RequestClient[SeatReply]]]:
+def direct_person(site: Site) -> Iterator[Direct]:
     """Has the seat until the end."""
     with site.seat_client() as client:
         person = Direct(client)
         time.sleep(SETTLE_S)
-        yield person, client
+        yield person
         person.leave()
 
 
