@@ -161,6 +161,7 @@ class EdgeNode:
             for part in (self._watch, self.uplink, self._outbox):  # the outbox empties first, the watch ends last
                 opened.enter_context(part)
             if self._seat is not None:
+                self._seat.keep_running = keep_running
                 opened.enter_context(self._seat)
             while keep_running():
                 try:

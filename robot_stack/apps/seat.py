@@ -37,7 +37,7 @@ class OperatorsSeat:
     def __init__(
         self, config: StackConfig, keys: KeyStore, rule: Rule, keep_running: Callable[[], bool] = lambda: True
     ) -> None:
-        self._config, self._keys, self._rule, self._keep_running = config, keys, rule, keep_running
+        self._config, self._keys, self._rule, self.keep_running = config, keys, rule, keep_running
         self._layout = RunLayout.of(config)
         self._seat: Seat | None = None
         self._opened = ExitStack()
@@ -64,7 +64,7 @@ class OperatorsSeat:
             config.run,
             lock_step=lock_step,
             familiarity=familiarity,
-            keep_running=self._keep_running,
+            keep_running=self.keep_running,
         )
         keep = LabelBook(self._layout).keep
         name = self._layout.edge_name
