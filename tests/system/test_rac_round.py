@@ -67,6 +67,8 @@ def test_a_round_through_the_page_ends_in_a_fine_tuned_policy_on_the_robot(run: 
     labelled = {label.episode for label in labels}
     assert read_metrics(root / "learner" / "metrics.jsonl")[-1].updates > 0
     page.until(lambda: corrected(root) >= labelled, 30.0)
+    person.sees("autonomous")
+    person.does("hold", "paused")  # and all processes end when they are told to, although a person holds the robot
 
 
 def corrected(root: Path) -> set[int]:
